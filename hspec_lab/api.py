@@ -1,0 +1,49 @@
+"""What `from hspec_lab import run` gives: measure a config, get the run back as a value."""
+
+from pathlib import Path
+
+from tqdm.auto import tqdm
+
+from hspec_lab import store
+from hspec_lab.config import Config, config_id
+from hspec_lab.experiment import Progress, environment, measure
+from hspec_lab.lab import Run
+
+# a stored run answers only where these agree with here and now
+SAME = ("device", "cpu", "threads", "torch")
+
+
+def run(
+    config: Config,
+    *,
+    root: Path | str | None = None,
+    progress: Progress | None = None,
+    again: bool = False,
+) -> Run:
+    """Decode a config's prompts, or return the stored run of the same config on this machine.
+
+    Args:
+        root: the store; $HSPEC_STORE or ./hspec_runs when None.
+        progress: called with tokens done, tokens in all and a few words; a progress bar when None.
+        again: measure even when a stored run would answer.
+
+    Raises:
+        ValueError: something about the config, a checkpoint or a prompt is wrong.
+    """
+    root = Path(root) if root is not None else store.store_root()
+    here = environment(config) | {"threads": config.threads}
+    key = {name: here[name] for name in SAME}
+    folder = None if again else store.find(root, config_id(config), key)
+    if folder is None:
+        folder = measure(config, root, progress) if progress else _with_bar(config, root)
+    return Run(folder)
+
+
+def _with_bar(config: Config, root: Path) -> Path:
+    with tqdm(desc=config.method, unit="token", leave=False) as bar:
+
+        def progress(done: int, total: int, text: str) -> None:
+            bar.total, bar.n = total, done
+            bar.set_description(f"{config.method} {config.format}, {text}", refresh=True)
+
+        return measure(config, root, progress)

@@ -1,0 +1,179 @@
+"""What an experiment is: frozen values with visible defaults, one id per distinct config.
+
+    Config(target="zoo:target@w4a16-g128",
+           draft=Refine("zoo:intermediate@w8a8", Eagle2(tree_size=24, depth=4, top_k=8), at_least=6))
+
+A model is written `where@format`: a folder or `zoo:name`, and how its weights are stored.
+A drafter is one of three values, and they nest: `Eagle2` (a draft head on the model it drafts
+for), `Refine` (a smaller model turns another drafter's tree into a sequence of its own) and
+`Chain` (a smaller model drafts a sequence by itself).  A value's `repr` is the code that makes it.
+"""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+
+FORMATS = ("fp32", "w8a16", "w8a8", "w4a16-g128", "w4a16-g32")
+MAX_TREE_SIZE = 1024
+
+
+def _at_least_one(owner: str, name: str, value: int, at_most: int | None = None) -> None:
+    if not isinstance(value, int) or value < 1 or (at_most and value > at_most):
+        wanted = f"1..{at_most}" if at_most else ">= 1"
+        raise ValueError(f"{owner}: {name} must be {wanted}, got {value!r}")
+
+
+def check_format(name: str) -> str:
+    """Return `name` if it is a known format; ValueError with the list otherwise."""
+    if name not in FORMATS:
+        raise ValueError(f"unknown format {name!r}; known: {', '.join(FORMATS)}")
+    return name
+
+
+def split_model(reference: str) -> tuple[str, str]:
+    """Split `where@format` into folder (or `zoo:name`) and format; fp32 when none is given."""
+    where, _, format = reference.partition("@")
+    if not where:
+        raise ValueError(f"a model is written 'folder@format' or 'zoo:name@format', got {reference!r}")
+    return where, check_format(format or "fp32")
+
+
+@dataclass(frozen=True, slots=True)
+class Eagle2:
+    """An EAGLE-2 head that grows a dynamic tree for the model it drafts for.
+
+    `tree_size` counts the root; `depth` counts levels below it.
+    """
+
+    tree_size: int = 24
+    depth: int = 4
+    top_k: int = 8
+    head: str | None = None  # `folder@format`; None: the head that ships beside the model, fp32
+
+    def __post_init__(self):
+        _at_least_one("Eagle2", "tree_size", self.tree_size, MAX_TREE_SIZE)
+        _at_least_one("Eagle2", "depth", self.depth, 64)
+        _at_least_one("Eagle2", "top_k", self.top_k, 256)
+        if self.head is not None:
+            split_model(self.head)
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """A smaller model drafts `draft_len` tokens in a row."""
+
+    model: str
+    draft_len: int = 6
+
+    def __post_init__(self):
+        split_model(self.model)
+        _at_least_one("Chain", "draft_len", self.draft_len, MAX_TREE_SIZE - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Refine:
+    """A smaller model verifies another drafter's trees until it has a sequence of `at_least` tokens.
+
+    `sampling` only matters at temperature > 0: "sample" lets the model draw its tokens and hand up
+    the distributions they came from, "greedy" lets it propose its most likely ones.
+    """
+
+    model: str
+    draft: "Drafting"
+    at_least: int = 6
+    sampling: str = "sample"
+
+    def __post_init__(self):
+        split_model(self.model)
+        _at_least_one("Refine", "at_least", self.at_least, MAX_TREE_SIZE - 1)
+        if not isinstance(self.draft, Eagle2 | Chain | Refine):
+            raise ValueError(f"Refine: draft must be Eagle2, Chain or Refine, got {self.draft!r}")
+        if self.sampling not in ("sample", "greedy"):
+            raise ValueError(f"Refine: sampling must be sample or greedy, got {self.sampling!r}")
+
+
+Drafting = Eagle2 | Chain | Refine
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """One experiment: which models, how they draft, on which prompts."""
+
+    target: str = "zoo:target@fp32"
+    draft: Drafting | None = None  # None: plain autoregressive decoding
+    prompts: tuple[str, ...] = ()  # empty: the held-out prompts that ship with the zoo
+    n_prompts: int = 8  # how many of the shipped prompts
+    max_new_tokens: int = 128
+    temperature: float = 0.0  # 0 is greedy
+    seed: int = 0
+    stop: tuple[str, ...] = ()  # text that ends the output; it is cut off
+    row_invariant: bool = False  # the same bits for a row whatever is computed beside it; slower
+    threads: int = 2
+    device: str = "cpu"
+
+    def __post_init__(self):
+        split_model(self.target)
+        if self.draft is not None and not isinstance(self.draft, Eagle2 | Chain | Refine):
+            raise ValueError(f"draft must be None, Eagle2, Chain or Refine, got {self.draft!r}")
+        for name in ("n_prompts", "max_new_tokens", "threads"):
+            _at_least_one("Config", name, getattr(self, name))
+        for name in ("prompts", "stop"):
+            value = getattr(self, name)
+            if isinstance(value, str) or not all(isinstance(text, str) and text for text in value):
+                raise ValueError(f"{name} must be a tuple of non-empty texts, got {value!r}")
+            object.__setattr__(self, name, tuple(value))
+        if not 0.0 <= self.temperature <= 10.0:
+            raise ValueError(f"temperature must be 0 (greedy) .. 10, got {self.temperature}")
+
+    @property
+    def format(self) -> str:
+        """How the target's weights are stored."""
+        return split_model(self.target)[1]
+
+    @property
+    def method(self) -> str:
+        """ar, chain, eagle2 or hierspec."""
+        if self.draft is None:
+            return "ar"
+        return {Chain: "chain", Eagle2: "eagle2", Refine: "hierspec"}[type(self.draft)]
+
+
+def as_dict(config: Config) -> dict:
+    """A JSON-ready form; drafters carry their class name under `kind`."""
+
+    def plain(value):
+        if isinstance(value, Eagle2 | Chain | Refine):
+            fields = {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+            return {"kind": type(value).__name__, **fields}
+        return list(value) if isinstance(value, tuple) else value
+
+    return {f.name: plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
+
+
+def from_dict(fields: dict) -> Config:
+    """The inverse of `as_dict`; an unknown name is a ValueError."""
+    kinds = {kind.__name__: kind for kind in (Eagle2, Chain, Refine)}
+
+    def built(value):
+        if isinstance(value, dict):
+            kind = kinds.get(value.get("kind"))
+            if kind is None:
+                raise ValueError(f"unknown drafter {value.get('kind')!r}; known: {', '.join(kinds)}")
+            return _make(kind, {k: built(v) for k, v in value.items() if k != "kind"})
+        return tuple(value) if isinstance(value, list) else value
+
+    return _make(Config, {name: built(value) for name, value in fields.items()})
+
+
+def _make(kind, fields: dict):
+    known = {f.name for f in dataclasses.fields(kind)}
+    if unknown := sorted(set(fields) - known):
+        raise ValueError(f"{kind.__name__} has no {', '.join(unknown)}; known: {', '.join(known)}")
+    return kind(**fields)
+
+
+def config_id(config: Config) -> str:
+    """Twelve hex digits that change exactly when the config does."""
+    canonical = json.dumps(as_dict(config), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:12]

@@ -1,0 +1,214 @@
+"""Run a config on its prompts and store what happened.
+
+A `Session` is one config made ready: checked, loaded, tokenized.  It decodes prompts one by one, so
+that several sessions can take turns (interleaved, they see the same noise of a shared machine),
+and writes one run folder at the end.
+"""
+
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from hspec_lab import store, zoo
+from hspec_lab.config import Config, as_dict, config_id
+from hspec_lab.decode import Round, decode
+from hspec_lab.pipeline import Models, build, check, check_prompt, tokenizer_of
+from hspec_lab.text import TextStream
+from hspec_lab.trace import Recorder
+
+# the first decoding of a process pays for memory and for operators that tune themselves
+WARMUP_TOKENS = 16
+
+Progress = Callable[[int, int, str], None]
+
+
+def environment(config: Config) -> dict:
+    """The conditions of a measurement."""
+    return {
+        "device": config.device,
+        "cpu": _cpu_name(),
+        "threads": torch.get_num_threads(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "load_average": [round(load, 2) for load in os.getloadavg()],
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "hspec_lab": version("hspec-lab"),
+        "commit": _commit(),
+        "system": platform.platform(terse=True),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _commit() -> str:
+    """The commit of this checkout, `+` behind it when files differ; empty outside one."""
+    try:
+        here = {"cwd": Path(__file__).parent, "capture_output": True, "text": True, "timeout": 5}
+        head = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], **here)
+        changed = subprocess.run(["git", "status", "--porcelain", "-uno"], **here)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return head.stdout.strip() + ("+" if head.returncode == 0 and changed.stdout.strip() else "")
+
+
+def prompts_of(config: Config) -> list[str]:
+    """The prompts a config asks for: its own, or the first of the zoo's."""
+    if config.prompts:
+        return list(config.prompts)
+    shipped = zoo.prompts()
+    if config.n_prompts > len(shipped):
+        raise ValueError(f"n_prompts is {config.n_prompts}, the zoo has {len(shipped)} prompts")
+    return shipped[: config.n_prompts]
+
+
+class Session:
+    """One config, ready to decode.
+
+    Args:
+        config: is checked before anything is loaded.
+        models: share one among sessions and each model is loaded once.
+        record: False decodes without a recorder; nothing can be written then.
+
+    Raises:
+        ValueError: something about the config, a checkpoint or a prompt is wrong.
+    """
+
+    def __init__(self, config: Config, models: Models | None = None, *, record: bool = True):
+        check(config)
+        prompts = prompts_of(config)
+        torch.set_num_threads(config.threads)
+        self.config, self.prompts = config, prompts
+        self.tokenizer = tokenizer_of(config)
+        self.prompt_ids = [self.tokenizer.encode(prompt).ids for prompt in prompts]
+        models = models or Models()
+        for ids in self.prompt_ids:
+            check_prompt(config, models, len(ids))
+        self.recorder = Recorder() if record else None
+        recording = {"recorder": self.recorder} if record else {}
+        self.verifier = build(config, models, max(map(len, self.prompt_ids)), **recording)
+        self.recording = recording
+        self.eos_ids = self.verifier.model.shape.eos_ids
+        self.rounds: dict[int, list[Round]] = {}
+
+    def rounds_of(self, index: int, warmup: bool = False, max_new_tokens: int | None = None):
+        """Decode prompt `index`, yielding its rounds; only a whole output is kept."""
+        stream = TextStream(self.tokenizer, self.config.stop)
+        rounds = []
+        for item in decode(
+            self.verifier,
+            self.prompt_ids[index],
+            stream,
+            max_new_tokens=max_new_tokens or self.config.max_new_tokens,
+            eos_ids=self.eos_ids,
+            prompt_index=index,
+            warmup=warmup,
+            **self.recording,
+        ):
+            rounds.append(item)
+            yield item
+        if not warmup:
+            self.rounds[index] = rounds
+
+    def warm_up(self) -> None:
+        """Decode a few tokens that do not count."""
+        n = min(WARMUP_TOKENS, self.config.max_new_tokens)
+        for _ in self.rounds_of(0, warmup=True, max_new_tokens=n):
+            pass
+
+    def output_ids(self, index: int) -> list[int]:
+        """Token ids of a decoded output."""
+        return [token for item in self.rounds[index] for token in item.tokens]
+
+    def output(self, index: int) -> str:
+        """Text of a decoded output."""
+        return "".join(item.text for item in self.rounds[index])
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """The three tables of a run folder."""
+        rows = [
+            (index, item.index, *entry)
+            for index, rounds in sorted(self.rounds.items())
+            for item in rounds
+            for entry in zip(item.tokens, item.pieces, item.sources, strict=True)
+        ]
+        columns = ["prompt", "round", "token", "piece", "source"]
+        tokens = pd.DataFrame(rows, columns=columns)
+        tokens.insert(2, "position", tokens.groupby("prompt").cumcount())
+        return self.recorder.tables() | {"tokens": tokens}
+
+    def write(self, root: Path, audits: list[dict] = (), kind: str = "measured") -> Path:
+        """Store everything decoded so far as one run folder; returns it."""
+        decoded = sorted(self.rounds)
+        head = {
+            "kind": kind,
+            "config": as_dict(self.config),
+            "config_id": config_id(self.config),
+            "method": self.config.method,
+            "format": self.config.format,
+            "environment": environment(self.config),
+            "prompts": [self.prompts[index] for index in decoded],
+            "outputs": [self.output(index) for index in decoded],
+            "prefill": {"prompt_tokens": [len(self.prompt_ids[index]) for index in decoded]},
+            "audits": list(audits),
+        }
+        return store.write_run(store.new_folder(root, config_id(self.config)), head, self.tables())
+
+
+def measure(config: Config, root: Path, progress: Progress | None = None) -> Path:
+    """Decode all prompts of a config and store the run.
+
+    Args:
+        root: the store.
+        progress: called with tokens done, tokens at most, and a few words, ten times a second
+            at most and never inside a round.
+
+    Returns:
+        The run folder.
+    """
+    report = _Throttled(progress)
+    report(0, 1, "loading")
+    session = Session(config)
+    total = len(session.prompts) * config.max_new_tokens
+    report(0, total, "warming up")
+    session.warm_up()
+    for index in range(len(session.prompts)):
+        done = index * config.max_new_tokens
+        for item in session.rounds_of(index):
+            done += item.n_emitted
+            report(done, total, f"prompt {index + 1} of {len(session.prompts)}")
+    folder = session.write(root)
+    report.now(total, total, "stored")
+    return folder
+
+
+class _Throttled:
+    """Hands progress on at most every 0.1 s."""
+
+    def __init__(self, progress: Progress | None):
+        self._progress, self._next = progress, 0.0
+
+    def __call__(self, done: int, total: int, text: str) -> None:
+        if self._progress and time.monotonic() >= self._next:
+            self.now(done, total, text)
+
+    def now(self, done: int, total: int, text: str) -> None:
+        if self._progress:
+            self._next = time.monotonic() + 0.1
+            self._progress(done, total, text)

@@ -1,0 +1,152 @@
+"""One decoder layer over a static cache: attention, MLP, and the two ways to attend.
+
+Queries and keys are rotated as complex numbers: the rows of their projections are reordered once,
+at loading, so that a rotated pair lies side by side and RoPE is a single multiplication.
+
+The usual way attends for all rows at once.  The row-invariant way attends row by row, each row
+over its own path gathered into one contiguous block, so that the order in which numbers are added
+never depends on what else is in the batch; it costs a gather and a small product per row.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hspec_lab.kv import KVCache
+from hspec_lab.model.checkpoint import Checkpoint
+from hspec_lab.model.shape import ModelShape
+from hspec_lab.quant import make_linear
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """What a forward pass knows about its T rows, shared by all layers.
+
+    Attributes:
+        start: cache row where the pass writes its first row.
+        rotation: complex64 [T, 1, head_dim / 2].
+        mask: fp32 [T, start + T], 0 or -inf; None when one row sees everything before it.
+        causal: True when the rows are one path behind an empty cache (the mask is then implied).
+        paths: row-invariant mode: for each row, int64 cache rows it sees, itself last; else None.
+    """
+
+    start: int
+    rotation: Tensor
+    mask: Tensor | None
+    causal: bool
+    paths: list[Tensor] | None
+
+
+def interleave(weight: Tensor, head_dim: int) -> Tensor:
+    """Reorder rows [heads * head_dim, ...] so that dims i and i + head_dim / 2 become neighbours."""
+    heads = weight.shape[0] // head_dim
+    split = weight.view(heads, 2, head_dim // 2, *weight.shape[1:])
+    return split.transpose(1, 2).reshape(weight.shape)
+
+
+class DecoderLayer:
+    """Weights of one layer; `forward` reads and writes the cache rows of layer `index`."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        prefix: str,
+        index: int,
+        format: str,
+        row_invariant: bool,
+        device: str,
+    ):
+        shape = checkpoint.shape
+        self.index, self.shape = index, shape
+        self.groups = shape.heads // shape.kv_heads
+        self.eps = shape.norm_eps
+        D, h = shape.head_dim, shape.hidden
+
+        def norm(name: str) -> Tensor | None:
+            weight = checkpoint.optional(f"{prefix}.{name}.weight")
+            return None if weight is None else weight.float().to(device)
+
+        def linear(weights: list[Tensor], biases: list[Tensor | None]):
+            # checkpoints with biases on some of the fused projections only do not exist
+            bias = None if biases[0] is None else torch.cat([b.float() for b in biases]).to(device)
+            weight = torch.cat([w.float() for w in weights]).to(device)
+            return make_linear(weight, format, bias=bias, row_invariant=row_invariant)
+
+        def read(name: str, out: int, into: int, rotated: bool = False):
+            weight = checkpoint.tensor(f"{prefix}.{name}.weight", (out, into))
+            bias = checkpoint.optional(f"{prefix}.{name}.bias")
+            if rotated:
+                weight = interleave(weight, D)
+                bias = None if bias is None else interleave(bias, D)
+            return weight, bias
+
+        q_out, kv_out = shape.heads * D, shape.kv_heads * D
+        qkv = [
+            read("self_attn.q_proj", q_out, h, rotated=True),
+            read("self_attn.k_proj", kv_out, h, rotated=True),
+            read("self_attn.v_proj", kv_out, h),
+        ]
+        inner = checkpoint.tensor(f"{prefix}.mlp.gate_proj.weight").shape[0]
+        gate_up = [read("mlp.gate_proj", inner, h), read("mlp.up_proj", inner, h)]
+        self.qkv = linear(*map(list, zip(*qkv, strict=True)))
+        self.o = linear(*map(list, zip(read("self_attn.o_proj", h, q_out), strict=True)))
+        self.gate_up = linear(*map(list, zip(*gate_up, strict=True)))
+        self.down = linear(*map(list, zip(read("mlp.down_proj", h, inner), strict=True)))
+        self.input_norm = norm("input_layernorm")
+        self.post_norm = norm("post_attention_layernorm")
+        self.q_norm, self.k_norm = norm("self_attn.q_norm"), norm("self_attn.k_norm")
+        if self.q_norm is not None:
+            self.q_norm, self.k_norm = interleave(self.q_norm, D), interleave(self.k_norm, D)
+        self.inner = inner
+
+    @property
+    def nbytes(self) -> int:
+        return self.qkv.nbytes + self.o.nbytes + self.gate_up.nbytes + self.down.nbytes
+
+    def forward(self, x: Tensor, cache: KVCache, rows: Rows) -> Tensor:
+        """Add this layer's contribution to `x`, fp32 [T, hidden]."""
+        width = (self.shape.hidden,)
+        normed = x if self.input_norm is None else F.rms_norm(x, width, self.input_norm, self.eps)
+        x = x + self.o(self._attend(self.qkv(normed), cache, rows))
+        gate_up = self.gate_up(F.rms_norm(x, width, self.post_norm, self.eps))  # [T, 2 * inner]
+        gate = F.silu(gate_up[:, : self.inner])
+        return x + self.down(gate.mul_(gate_up[:, self.inner :]))
+
+    def _attend(self, qkv: Tensor, cache: KVCache, rows: Rows) -> Tensor:
+        """Rotate, append to the cache, attend; [T, heads * head_dim]."""
+        T, H, K, D = qkv.shape[0], self.shape.heads, self.shape.kv_heads, self.shape.head_dim
+        qk, v = qkv[:, : (H + K) * D], qkv[:, (H + K) * D :]
+        if self.q_norm is not None:
+            q, k = qk[:, : H * D].view(T, H, D), qk[:, H * D :].view(T, K, D)
+            q = F.rms_norm(q, (D,), self.q_norm, self.eps)
+            k = F.rms_norm(k, (D,), self.k_norm, self.eps)
+            qk = torch.cat([q, k], dim=1)
+        pairs = torch.view_as_complex(qk.view(T, H + K, D // 2, 2))
+        qk = torch.view_as_real(pairs * rows.rotation).view(T, H + K, D)
+        stop = rows.start + T
+        written = cache.rows(self.index, rows.start, stop)
+        written[:, :K] = qk[:, H:]
+        written[:, K:] = v.view(T, K, D)
+        q = qk[:, :H].view(T, K, self.groups, D)
+        if rows.paths is not None:
+            return self._attend_row_by_row(q, cache, rows)
+        # the query heads that share a key head ride along as a batch dimension: no copies
+        q = q.permute(2, 1, 0, 3)  # [G, K, T, D]
+        stored = cache.rows(self.index, 0, stop).transpose(0, 1)  # [2K, L, D]
+        k = stored[:K].expand(self.groups, K, stop, D)
+        v = stored[K:].expand(self.groups, K, stop, D)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=rows.mask, is_causal=rows.causal)
+        return y.permute(2, 1, 0, 3).reshape(T, H * D)
+
+    def _attend_row_by_row(self, q: Tensor, cache: KVCache, rows: Rows) -> Tensor:
+        """The same sums in an order that no other row can change; q [T, K, G, D]."""
+        K, D = self.shape.kv_heads, self.shape.head_dim
+        out = torch.empty(q.shape[0], K, self.groups, D, dtype=q.dtype, device=q.device)
+        stored = cache.storage[self.index]
+        for row, path in enumerate(rows.paths):
+            seen = stored.index_select(0, path).transpose(0, 1)  # [2K, L, D]
+            scores = torch.bmm(q[row].contiguous() * D**-0.5, seen[:K].mT)  # [K, G, L]
+            torch.bmm(torch.softmax(scores, dim=-1), seen[K:], out=out[row])
+        return out.view(q.shape[0], -1)

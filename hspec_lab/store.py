@@ -1,0 +1,267 @@
+"""Runs on disk: one folder per run, one JSON for what was asked, one Parquet per table.
+
+<store>/<config_id>-<utc>/run.json        schema, config, environment, prompts, outputs, audits
+                          rounds.parquet  one row per decoding round; times in us since run start
+                          spans.parquet   one row per timed phase; round -1 is the prefill
+                          tokens.parquet  one row per output token and who proposed it
+
+The tables are long, their values raw, warm-up rows flagged and not dropped.  A folder appears
+whole or not at all: it is written under another name beside its place, then renamed.
+"""
+
+import json
+import math
+import os
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+from uuid import uuid4
+
+import pandas as pd
+from pyarrow import ArrowException, parquet
+
+SCHEMA_VERSION = 1
+TABLES = {
+    "rounds": {
+        "prompt": "int64",
+        "round": "int64",
+        "warmup": "bool",
+        "n_proposed": "int64",
+        "n_accepted": "int64",
+        "n_emitted": "int64",
+        "kv_len": "int64",
+        "start_us": "float64",
+        "duration_us": "float64",
+    },
+    "spans": {
+        "prompt": "int64",
+        "round": "int64",
+        "warmup": "bool",
+        "phase": "str",
+        "level": "str",
+        "n_tokens": "int64",
+        "kv_len": "int64",
+        "start_us": "float64",
+        "duration_us": "float64",
+        "device_us": "float64",
+    },
+    "tokens": {
+        "prompt": "int64",
+        "round": "int64",
+        "position": "int64",
+        "token": "int64",
+        "piece": "str",
+        "source": "str",
+    },
+}
+REQUIRED = ("kind", "config", "config_id", "method", "format", "environment", "prompts", "outputs")
+OPTIONAL = {"prefill": {}, "audits": [], "summary": {}}
+
+_FITS = {
+    "int64": pd.api.types.is_integer_dtype,
+    "bool": pd.api.types.is_bool_dtype,
+    "float64": pd.api.types.is_numeric_dtype,
+    "str": pd.api.types.is_string_dtype,
+}
+_STAMP = "%Y%m%dT%H%M%S"
+
+
+def write_run(folder: Path | str, head: dict, tables: dict[str, pd.DataFrame]) -> Path:
+    """Write one run, whole or not at all.
+
+    Args:
+        folder: where; must not exist yet.
+        head: what goes into `run.json`, see `REQUIRED`; numbers that are not finite become null.
+        tables: `rounds`, `spans` and `tokens` with exactly the columns of `TABLES`.
+
+    Raises:
+        ValueError: a missing entry, a foreign column or type, counts that contradict each other,
+            or a folder that exists.
+    """
+    folder = Path(folder)
+    if folder.exists():
+        raise ValueError(f"{folder} exists already; a run is never written over another")
+    text = json.dumps(_checked_head(head), indent=2, allow_nan=False) + "\n"
+    if sorted(tables) != sorted(TABLES):
+        raise ValueError(f"a run has the tables {list(TABLES)}, got {list(tables)}")
+    tables = {name: _checked_table(name, tables[name]) for name in TABLES}
+    _check_counts(tables["rounds"])
+    unfinished = folder.with_name(f".unfinished-{folder.name}-{uuid4().hex[:8]}")
+    try:
+        unfinished.mkdir(parents=True)
+        for name, table in tables.items():
+            table.to_parquet(unfinished / f"{name}.parquet", index=False)
+        (unfinished / "run.json").write_text(text, encoding="utf-8")
+        unfinished.rename(folder)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+    return folder
+
+
+def read_run(folder: Path | str) -> tuple[dict, dict[str, pd.DataFrame]]:
+    """Read one run: what `run.json` says, and the three tables.
+
+    Raises:
+        ValueError: one line that says which file is missing, cut off or of another schema.
+    """
+    head = read_head(folder)
+    tables = {}
+    for name in TABLES:
+        path = Path(folder) / f"{name}.parquet"
+        tables[name] = _opened(path, pd.read_parquet)
+        _check_columns(str(path), name, list(tables[name].columns))
+    return head, tables
+
+
+def read_head(folder: Path | str) -> dict:
+    """Read `run.json` alone; refuses a schema this code does not know."""
+    path = Path(folder) / "run.json"
+    head = _opened(path, lambda path: json.loads(path.read_text(encoding="utf-8")))
+    schema = head.get("schema") if isinstance(head, dict) else None
+    if schema != SCHEMA_VERSION:
+        raise ValueError(f"{path}: schema {schema}, this code reads {SCHEMA_VERSION}")
+    if missing := [name for name in (*REQUIRED, *OPTIONAL) if name not in head]:
+        raise ValueError(f"{path} lacks {', '.join(missing)}")
+    return head
+
+
+def store_root() -> Path:
+    """Return where users' runs go: $HSPEC_STORE, else ./hspec_runs."""
+    return Path(os.environ.get("HSPEC_STORE") or "hspec_runs")
+
+
+def new_folder(root: Path | str, config_id: str) -> Path:
+    """Return a name `<config_id>-<utc>` that no run has; creates nothing, so ask when you write."""
+    name = f"{config_id}-{datetime.now(UTC).strftime(_STAMP)}"
+    folder, number = Path(root) / name, 1
+    while folder.exists():
+        number += 1
+        folder = Path(root) / f"{name}-{number}"
+    return folder
+
+
+def find(root: Path | str, config_id: str, environment_key: dict | None = None) -> Path | None:
+    """Return the newest readable run of a config, or None.
+
+    Args:
+        root: the store.
+        config_id: which config.
+        environment_key: entries of the environment that must agree, e.g. `{"device": "cpu"}`.
+    """
+    for folder in _folders(root):
+        head = None if _problem(folder) else read_head(folder)
+        if head and head["config_id"] == config_id:
+            found = head["environment"]
+            wanted = environment_key or {}
+            if all(found.get(name) == value for name, value in wanted.items()):
+                return folder
+    return None
+
+
+def list_runs(root: Path | str) -> pd.DataFrame:
+    """Return one row per run folder, newest first; `problem` says why one cannot be read."""
+    columns = ["run", "kind", "config_id", "method", "format", "device", "threads", "date"]
+    rows = []
+    for folder in _folders(root):
+        problem = _problem(folder)
+        head = {} if problem else read_head(folder)
+        known = {**head.get("environment", {}), **head}
+        rows.append([folder.name, *(known.get(name) for name in columns[1:]), problem])
+    return pd.DataFrame(rows, columns=[*columns, "problem"])
+
+
+def _folders(root: Path | str) -> list[Path]:
+    root = Path(root)
+    if not root.is_dir():
+        return []
+    runs = [path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    return sorted(runs, key=_age, reverse=True)
+
+
+def _age(folder: Path) -> tuple:
+    # <config_id>-<stamp>[-<number>]: by time, then by number within the second
+    parts = folder.name.split("-")
+    number = int(parts[2]) if len(parts) > 2 and parts[2].isdecimal() else 1
+    return parts[1] if len(parts) > 1 else "", number, folder.name
+
+
+def _problem(folder: Path) -> str:
+    """Say in one line why a run cannot be read; reads `run.json` and the tables' footers."""
+    try:
+        read_head(folder)
+        for name in TABLES:
+            path = folder / f"{name}.parquet"
+            _check_columns(str(path), name, _opened(path, parquet.read_schema).names)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def _opened(path: Path, read):
+    """Return `read(path)`; whatever goes wrong becomes one line that names the file."""
+    try:
+        return read(path)
+    except FileNotFoundError as error:
+        raise ValueError(f"{path} is missing") from error
+    except (OSError, ValueError, ArrowException) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{path} is damaged or cut off: {reason}") from error
+
+
+def _checked_head(head: dict) -> dict:
+    if missing := [name for name in REQUIRED if name not in head]:
+        raise ValueError(f"run.json needs {', '.join(missing)}; got {', '.join(head)}")
+    if len(head["prompts"]) != len(head["outputs"]):
+        count = f"{len(head['prompts'])} prompts and {len(head['outputs'])} outputs"
+        raise ValueError(f"run.json needs one output per prompt, got {count}")
+    return _plain({**OPTIONAL, **head, "schema": SCHEMA_VERSION})
+
+
+def _plain(value):
+    """Turn numpy's numbers, tuples and numbers that are not finite into what JSON has."""
+    if isinstance(value, dict):
+        return {str(name): _plain(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    if hasattr(value, "item"):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _check_columns(where: str, name: str, columns: list[str]) -> None:
+    if columns != list(TABLES[name]):
+        raise ValueError(f"{where} needs columns {list(TABLES[name])}, got {columns}")
+
+
+def _checked_table(name: str, table: pd.DataFrame) -> pd.DataFrame:
+    _check_columns(name, name, list(table.columns))
+    for column, kind in TABLES[name].items():
+        # a table without rows has no types of its own
+        if len(table) and not _FITS[kind](table[column]):
+            raise ValueError(f"{name}.{column} must be {kind}, got {table[column].dtype}")
+    return table.astype(TABLES[name])
+
+
+def _check_counts(rounds: pd.DataFrame) -> None:
+    """Refuse rounds measured twice, or not emitting n_accepted + 1; a prompt's last may be cut."""
+    measured = rounds[~rounds["warmup"]]
+    if (twice := measured.duplicated(["prompt", "round"])).any():
+        row = measured[twice].iloc[0]
+        raise ValueError(
+            f"round {row['round']} of prompt {row['prompt']} stands twice; a run measures each "
+            "prompt once, repeats are runs of their own or marked warmup"
+        )
+    goes_on = rounds["round"].shift(-1) == rounds["round"] + 1
+    for name in ("prompt", "warmup"):
+        goes_on &= rounds[name].shift(-1) == rounds[name]
+    most = rounds["n_accepted"] + 1
+    wrong = (rounds["n_emitted"] > most) | (goes_on & (rounds["n_emitted"] < most))
+    wrong |= rounds["n_accepted"] > rounds["n_proposed"]
+    if wrong.any():
+        row = rounds[wrong].iloc[0]
+        counts = ", ".join(f"{n} {row[n]}" for n in ("n_proposed", "n_accepted", "n_emitted"))
+        raise ValueError(
+            f"round {row['round']} of prompt {row['prompt']} has {counts}; "
+            "n_emitted must be n_accepted + 1 (less only in a prompt's last round)"
+        )

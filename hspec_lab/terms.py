@@ -1,0 +1,26 @@
+"""The words of the field as this project uses them; imports nothing.
+
+proposal     a tree of tokens that a drafter offers; node 0 is its root, the *pending* token:
+             emitted already, its keys and values not stored yet
+n_proposed   nodes offered, the root not counted
+n_accepted   proposed tokens that the verifying model kept; excludes the extra token
+n_emitted    n_accepted + 1: every round adds one token of the verifying model's own,
+             *recovered* after a rejection, *bonus* after full acceptance
+tree_size    nodes including the root;  depth: levels below the root
+kv_len       tokens whose keys and values are stored
+level        which model did the work: target, intermediate, head
+"""
+
+PHASES = (
+    "prefill",
+    "draft",
+    "verify_intermediate",
+    "verify_target",
+    "accept",
+    "kv_commit",
+    "gap",
+)
+# phases of a decoding round, in the order in which figures stack them
+ROUND_PHASES = PHASES[1:]
+LEVELS = ("target", "intermediate", "head")
+METHODS = ("ar", "chain", "eagle2", "hierspec")

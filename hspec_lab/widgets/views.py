@@ -1,0 +1,142 @@
+"""A figure in a panel: live where plotly's FigureWidget works, plain HTML where it does not."""
+
+from html import escape
+
+import ipywidgets as ipw
+import plotly.graph_objects as go
+
+HOW_TO_GET_LIVE = (
+    "Figures are still pictures here; for live ones: pip install 'hspec-lab[lab]', restart."
+)
+
+# a figure draws itself once and then listens to the window alone; tell it when its panel changes
+_FIT = """
+export default { render({ el }) {
+  let width = 0, timer;
+  const seen = new ResizeObserver(([panel]) => {
+    if (Math.abs(panel.contentRect.width - width) < 2) return;
+    width = panel.contentRect.width;
+    clearTimeout(timer);
+    timer = setTimeout(() => window.dispatchEvent(new Event("resize")), 60);
+  });
+  const start = () => {
+    const panel = el.closest(".hspec-explorer");
+    if (panel) seen.observe(panel); else timer = setTimeout(start, 50);
+  };
+  start();
+  return () => { clearTimeout(timer); seen.disconnect(); };
+} };
+"""
+
+# in the notebook's own ink, which a figure alone cannot know
+STYLE = """<style>
+.hspec-explorer .js-plotly-plot text:not(.bartext, .hoverlayer text) {
+  fill: var(--jp-content-font-color1, #7b7b7b) !important; }
+.hspec-explorer .modebar { display: none; }
+.hspec-explorer { container-type: inline-size; }
+.hspec-views > * { flex: 1 1 440px; min-width: 0; max-width: 1100px; overflow: hidden; }
+.hspec-views > * > * { width: 100%; min-width: 0; }
+</style>"""
+
+
+def view(figure: go.Figure) -> "LiveView | StillView":
+    """Return a widget that shows `figure`, and others through its `show`."""
+    try:
+        return LiveView(figure)
+    except ImportError:
+        return StillView(figure)
+
+
+def fit() -> list[ipw.Widget]:
+    """Return what makes live figures follow their panel's width; nothing without anywidget."""
+    try:
+        import anywidget
+    except ImportError:
+        return []
+    return [type("Fit", (anywidget.AnyWidget,), {"_esm": _FIT})()]
+
+
+class LiveView(ipw.VBox):
+    """A FigureWidget whose traces change in place."""
+
+    live = True
+
+    def __init__(self, figure: go.Figure):
+        self.figure = go.FigureWidget(figure)
+        self.figure._config = {"responsive": True, "displayModeBar": False}
+        super().__init__([self.figure])
+
+    def show(self, figure: go.Figure) -> None:
+        """Replace what is shown."""
+        live = self.figure
+        with live.batch_update():
+            same = len(live.data) == len(figure.data)
+            if same:
+                for old, new in zip(live.data, figure.data, strict=True):
+                    old.update(new.to_plotly_json(), overwrite=True)
+            live.update_layout(figure.layout.to_plotly_json(), overwrite=True)
+        if not same:
+            live.data = ()
+            live.add_traces(figure.data)
+
+
+class StillView(ipw.HTML):
+    """Bars drawn in HTML alone, for front ends without live figures."""
+
+    live = False
+
+    def __init__(self, figure: go.Figure):
+        self.figure = figure
+        super().__init__(bars_html(figure))
+
+    def show(self, figure: go.Figure) -> None:
+        """Replace what is shown."""
+        self.figure = figure
+        self.value = bars_html(figure)
+
+
+def bars_html(figure: go.Figure) -> str:
+    """Draw the bars of a figure as HTML: stacked ones in one row, grouped ones a row each."""
+    bars = [trace for trace in figure.data if trace.type == "bar"]
+    stacked = figure.layout.barmode == "stack"
+    rows: dict[str, list[tuple]] = {}
+    for trace in bars:
+        names, values = (trace.y, trace.x) if stacked else (trace.x, trace.y)
+        for name, value in zip(names, values, strict=True):
+            row = str(name).replace("<br>", ", ") + ("" if stacked else f", {trace.name}")
+            rows.setdefault(row, []).append((trace.name, value, trace.marker.color))
+    longest = max((sum(value for _, value, _ in parts) for parts in rows.values()), default=0) or 1
+    unit = figure.layout.xaxis.title.text if stacked else figure.layout.yaxis.title.text
+    lines = "".join(_row(name, parts, longest) for name, parts in sorted(rows.items()))
+    return (
+        f"<div><div>{figure.layout.title.text}</div>"
+        f"<table style='width:100%'>{lines}</table><div style='opacity:.7'>{unit or ''}</div></div>"
+    )
+
+
+def _row(name: str, parts: list[tuple], longest: float) -> str:
+    pieces = "".join(
+        f"<span title='{escape(part)} {value:.3g}' style='display:inline-block;height:16px;"
+        f"background:{colour};width:{value / longest * 90:.2f}%'></span>"
+        for part, value, colour in parts
+        if value
+    )
+    total = sum(value for _, value, _ in parts)
+    return (
+        f"<tr><td style='white-space:nowrap;padding-right:8px'>{escape(name)}</td>"
+        f"<td style='width:100%;line-height:16px'>{pieces} {total:.3g}</td></tr>"
+    )
+
+
+def page(title: str, status: str, drawn: list[go.Figure]) -> str:
+    """Return one offline HTML page with these figures."""
+    plots = "".join(
+        figure.to_html(full_html=False, include_plotlyjs=position == 0)
+        for position, figure in enumerate(drawn)
+    )
+    return (
+        "<!doctype html><meta charset='utf-8'><meta name='color-scheme' content='light dark'>"
+        f"<title>{escape(title)}</title>"
+        "<body style='font:15px system-ui;max-width:1100px;margin:auto'>"
+        f"<h1 style='font-size:22px'>{escape(title)}</h1><p>{escape(status)}</p>{plots}</body>"
+    )

@@ -1,0 +1,30 @@
+"""The models that ship with the package, and the text that everybody's numbers speak of.
+
+    target               Llama architecture, about 11 M parameters
+    intermediate         Llama architecture, about 3.5 M, distilled from the target
+    target-eagle2        EAGLE-2 head of the target
+    intermediate-eagle2  EAGLE-2 head of the intermediate model
+    text                 held-out modules and prompts
+"""
+
+import json
+from pathlib import Path
+
+NAMES = ("target", "intermediate", "target-eagle2", "intermediate-eagle2")
+ROOT = Path(__file__).parent
+
+
+def folder(name: str) -> Path:
+    """The folder of a shipped model.
+
+    Raises:
+        ValueError: no such model ships.
+    """
+    if name not in NAMES:
+        raise ValueError(f"the zoo has no {name!r}; it has {', '.join(NAMES)}")
+    return ROOT / name
+
+
+def prompts() -> list[str]:
+    """The held-out prompts, in their fixed order."""
+    return json.loads((ROOT / "text" / "prompts.json").read_text(encoding="utf-8"))["prompts"]
