@@ -25,7 +25,7 @@ COLUMNS = {
     "mean_emitted": ("mean emitted", "{:.2f}".format),
     "mean_emitted_outside_loops": ("… outside loops", "{:.2f}".format),
     "loop_share": ("loop share", "{:.0%}".format),
-    "mismatches": ("greedy mismatches", "{:d}".format),
+    "mismatches": ("greedy mismatches", "{:.0f}".format),
     "phase_share": ("share of each phase", None),
 }
 
@@ -61,9 +61,8 @@ def write_report(
         "<h2>Conditions</h2>",
         _conditions(environment),
     ]
-    data = json.dumps({"rows": rows, "environment": environment}, default=_plain).replace(
-        "<", "\\u003c"
-    )
+    data = json.dumps(_plain({"rows": rows, "environment": environment}), allow_nan=False)
+    data = data.replace("<", "\\u003c")
     page = _PAGE.format(
         title=html.escape(title),
         style=_STYLE,
@@ -174,8 +173,15 @@ def _side(name: str) -> str:
 
 
 def _plain(value):
-    """numpy scalars and paths as JSON."""
-    return value.item() if hasattr(value, "item") else str(value)
+    """What JSON has: numpy scalars as numbers, paths as text, no NaN."""
+    if isinstance(value, dict):
+        return {str(name): _plain(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    value = value.item() if hasattr(value, "item") else value
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, str | int | float | None) else str(value)
 
 
 _STYLE = """

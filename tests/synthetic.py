@@ -6,6 +6,7 @@ Lies beside the tests so that a child process can import it.
 import math
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from hspec_lab import store
-from hspec_lab.config import Config, as_dict, config_id
+from hspec_lab.config import Chain, Config, Eagle2, Refine, as_dict, config_id
 
 LEVEL = {"draft": "head", "verify_intermediate": "intermediate"}
 # us of a round, by phase; the target costs less at fewer bits
@@ -91,12 +92,12 @@ def _head(config: Config, n_prompts: int) -> dict:
     }
 
 
-def quick_measure(config: Config, progress) -> SimpleNamespace:
-    """Pretend to measure, into $HSPEC_STORE."""
+def quick_measure(config: Config, progress, root: Path | None = None) -> SimpleNamespace:
+    """Pretend to measure, into `root` or $HSPEC_STORE."""
     for done in range(4):
         progress(done, 4, f"prompt {done}")
         time.sleep(float(os.environ.get("HSPEC_TEST_PAUSE", 0)))
-    return SimpleNamespace(folder=write_synthetic_run(store.store_root(), config))
+    return SimpleNamespace(folder=write_synthetic_run(root or store.store_root(), config))
 
 
 def endless_measure(config: Config, progress) -> None:
@@ -114,3 +115,15 @@ def failing_measure(config: Config, progress) -> None:
 def dying_measure(config: Config, progress) -> None:
     """End the process as the kernel's killer would."""
     os._exit(9)
+
+
+def write_synthetic_store(root: str | Path) -> tuple[Path, Config]:
+    """Write runs of every method at two formats; returns the store and one of their configs."""
+    formats, base = ("fp32", "w4a16-g128"), Config(n_prompts=4)
+    eagle = Eagle2(tree_size=24, depth=4, top_k=8)
+    for format in formats:
+        small = f"zoo:intermediate@{format}"
+        for draft in (None, Chain(small), eagle, Refine(small, eagle)):
+            config = replace(base, target=f"zoo:target@{format}", draft=draft)
+            write_synthetic_run(Path(root), config)
+    return Path(root), config

@@ -21,6 +21,15 @@ def random(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Two threads wait for each other on a busy machine; only one test needs them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(params=FORMATS)
 def linear(request):
     return make_linear(random(R, C), request.param)
@@ -161,7 +170,11 @@ def test_a_loud_neighbour_changes_no_other_row(linear):
 
 @every_format
 @both
-def test_row_invariant_layers_give_the_same_bits_for_any_number_of_rows(format, reference):
+@pytest.mark.parametrize("n_threads", [1, 2])
+def test_row_invariant_layers_give_the_same_bits_for_any_number_of_rows(
+    format, reference, n_threads
+):
+    torch.set_num_threads(n_threads)
     linear = make_linear(random(R, C), format, reference=reference, row_invariant=True)
     x = random(64, C, seed=4)
     together = linear(x)
@@ -214,10 +227,10 @@ def test_zero_rows_of_weights_and_activations_give_zeros(linear):
     assert torch.isfinite(y).all() and (y[0, :3] != 0).all()
 
 
-def test_layers_take_slices_and_transposes_of_larger_tensors(linear):
-    rows = random(5, 2 * C, seed=6)[:, ::2]
-    for strided in (rows, rows.T.contiguous().T):
-        assert_equal(linear(strided), linear(strided.clone(memory_format=torch.contiguous_format)))
+def test_layers_take_slices_of_a_larger_tensor(linear):
+    wide = random(5, 2 * C, seed=6)
+    for rows in (wide[:, ::2], wide[:, C:], wide[1:4, :C]):
+        assert_equal(linear(rows), linear(rows.contiguous()))
 
 
 def test_layers_leave_their_input_alone(linear):

@@ -166,6 +166,15 @@ def test_measuring_runs_ar_first_in_a_child_and_shows_both(opened):
     assert panel.worker.pid == first != os.getpid()
 
 
+def test_a_function_that_takes_a_root_writes_into_this_store(opened, root, monkeypatch, tmp_path):
+    monkeypatch.setenv("HSPEC_STORE", str(tmp_path / "elsewhere"))
+    panel = opened(measure=synthetic.quick_measure)
+    panel.controls.method.value = "ar"
+    panel.measure()
+    assert panel.wait(60)
+    assert panel.known.find(AR).folder.parent == root
+
+
 def test_cancel_ends_the_child_and_leaves_the_panel_usable(opened):
     panel = opened(measure=synthetic.endless_measure)
     panel.measure()

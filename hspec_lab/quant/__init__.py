@@ -4,19 +4,29 @@ Weights are rounded to nearest when the layer is made and multiplied by the fast
 device has; `reference=True` gives the plain-torch definition of the same format instead, which
 runs on any device.
 
-    format        weights         activations           bits per weight (R x C = 2048 x 384)
-    fp32          fp32            fp32                  32
-    w8a16         int8, per row   bf16                  8.04
-    w8a8          int8, per row   int8, per row         8.08
-    w4a16-g128    int4, per 128   bf16                  4.25
-    w4a16-g32     int4, per 32    bf16                  5
+    format        weights         activations     bits per weight
+    fp32          fp32            fp32            32
+    w8a16         int8, per row   bf16            8 + 16 / C
+    w8a8          int8, per row   int8, per row   8 + 32 / C
+    w4a16-g128    int4, per 128   bf16            4.25
+    w4a16-g32     int4, per 32    bf16            5
+
+What T rows cost relative to one row, over five shapes of 384..4096 (Zen 5 with AVX-512, torch
+2.13, 2 threads, 2026-11-21, other work on the machine; `benchmarks/linear.py` measures yours):
+
+    T         2         8         16        64
+    fp32      1.0-1.1   1.1-1.2   1.3-1.5   2.2-3.6
+    w8a16     1.0-1.5   1.8-3.5   2.7-5.6   6.6-16
+    w8a8      1.0-1.1   1.1-1.3   1.5-1.7   2.5-3.6
+    w4a16     1.1       1.6-2.7   2.5-4.6   6.5-17
 
 A row's result depends on that row alone, in every format. `row_invariant=True` promises more: the
 same bits however many rows (up to 128) are computed with it. On the processors tried (Zen 5 with
 AVX-512, and the same held to AVX2) all operators here keep that promise as they are; where
 `is_row_invariant` finds otherwise, the layer goes row by row.
 
-Rows are contiguous. Layers are for inference: nothing here has a gradient.
+Rows may be a slice of a larger tensor but not a transpose. Layers are for inference: nothing here
+has a gradient.
 """
 
 from typing import Protocol

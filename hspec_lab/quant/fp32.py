@@ -13,14 +13,15 @@ at the same T, the range over shapes (R, C) in (384, 384) (384, 1024) (2048, 384
     T                                       1         2         4         8         16        64
     blocked by oneDNN, hint 16 (this)   .5-.7     .3-.7     .5-.6     .4-.6     .45-.55   .4-.5
     x @ wt, wt contiguous [C, R]        .6-.9     .6-.7     .8-1.0    .9-1.0    .9-1.0    .9-1.0
-    (w @ x.T).T                         .9-1.0    .4-.6     .5-.6     .8-1.5    1.0-1.2   1.0
-    packed by MKL for this very T       .6-1.1    .5-.8     .8-1.0    .9-1.0    .9-1.0    1.0
+    (w @ x.T).T                         1.0       .4-.6     .5-.6     .8-1.5    1.1       1.0
+    packed by MKL for this very T       .6-1.1    .5-.8     .9-1.0    .9-1.0    .9-1.0    1.0
 
 `torch.mv` on wt equals x @ wt. The hint matters: blocked for one row, oneDNN runs up to 2.5x
 slower. A blocked layer spends 9 us on a matrix of no size (F.linear 2 us), which is why x @ wt
-keeps up with it at (384, 384), T = 1. Bits of a row depended neither on the other rows nor on 1 or
-2 threads, here and with oneDNN held to AVX2; F.linear's do. The first call at each T compiles: warm
-up every T before timing.
+keeps up with it at (384, 384), T = 1. Held to AVX2 it takes .5-1.0 of F.linear's time and is the
+fastest form from T = 8 on. Bits of a row depended neither on the other rows nor on 1 or 2 threads,
+in both instruction sets; F.linear's do. The first call at each T compiles: warm up every T before
+timing.
 """
 
 import torch

@@ -37,7 +37,8 @@ class Explorer(ipw.VBox):
         Args:
             store: the folder of runs, or anything with a `root` such as `lab.open_store()`.
             measure: (config, progress=callable(done, total, text)) -> an object with `.folder`;
-                called in a child process, so it must be importable there.
+                called in a child process, so it must be importable there.  One that takes `root`
+                and `again`, as `hspec_lab.run` does, writes into this store and measures anew.
             config: where the controls begin; prompts, lengths, device and threads stay its own.
 
         Raises:
@@ -46,7 +47,7 @@ class Explorer(ipw.VBox):
         # a path has a `root` too, the disk's
         self.known = Known(store if isinstance(store, str | Path) else store.root)
         if measure:
-            self.worker = Worker(measure, self._tell)
+            self.worker = Worker(measure, self._tell, root=self.known.root, again=True)
         # controls move on one thread, the child speaks on another, timers tick on a third
         self._lock = threading.RLock()
         self._timer: threading.Timer | None = None
@@ -232,12 +233,6 @@ class Explorer(ipw.VBox):
 
     def _say(self, text: str, error: bool = False) -> None:
         line = escape(" ".join(text.split()))
-        colour = "color:#D55E00" if error else "color:inherit"
-        live = (
-            ""
-            if self.breakdown_view.live
-            else f"<div style='opacity:.7'>{escape(HOW_TO_GET_LIVE)}</div>"
-        )
-        self.status.value = (
-            f"<div role='status' style='{colour};line-height:1.4;margin-bottom:8px'>{line}</div>{live}"
-        )
+        style = f"color:{'#D55E00' if error else 'inherit'};line-height:1.4;margin-bottom:8px"
+        still = "" if self.breakdown_view.live else f"<div>{escape(HOW_TO_GET_LIVE)}</div>"
+        self.status.value = f"<div role='status' style='{style}'>{line}{still}</div>"

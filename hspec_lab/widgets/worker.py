@@ -5,6 +5,7 @@ Cancelling ends it; the next job starts another.  The latest job wins.  What hap
 as `Message`s on a thread of this process; nothing here ever waits for the child.
 """
 
+import inspect
 import multiprocessing
 import os
 import pickle
@@ -12,6 +13,7 @@ import signal
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from hspec_lab.config import Config
 
@@ -30,16 +32,23 @@ class Message:
 class Worker:
     """Runs `measure(config, progress=...)` in a child process, one job at a time."""
 
-    def __init__(self, measure: Callable, notify: Callable[[Message], None]):
-        """Keep `measure`, a function that a fresh process can import, and whom to tell.
+    def __init__(self, measure: Callable, notify: Callable[[Message], None], **options):
+        """Keep what to call and whom to tell.
+
+        Args:
+            measure: a function that a fresh process can import.
+            notify: called with each `Message`, on a thread of its own.
+            options: handed to `measure` as far as it takes arguments of these names.
 
         Raises:
             ValueError: `measure` cannot be handed to another process.
         """
         if getattr(measure, "__module__", None) == "__main__":
             raise ValueError("measure must live in a module that another process can import")
+        taken = inspect.signature(measure).parameters
+        options = {name: value for name, value in options.items() if name in taken}
         try:
-            self._measure = pickle.dumps(measure)
+            self._measure = pickle.dumps(partial(measure, **options))
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             raise ValueError(f"measure cannot be handed to another process: {error}") from error
         self._notify = notify
