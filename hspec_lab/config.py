@@ -35,7 +35,9 @@ def split_model(reference: str) -> tuple[str, str]:
     """Split `where@format` into folder (or `zoo:name`) and format; fp32 when none is given."""
     where, _, format = reference.partition("@")
     if not where:
-        raise ValueError(f"a model is written 'folder@format' or 'zoo:name@format', got {reference!r}")
+        raise ValueError(
+            f"a model is written 'folder@format' or 'zoo:name@format', got {reference!r}"
+        )
     return where, check_format(format or "fp32")
 
 
@@ -159,7 +161,9 @@ def from_dict(fields: dict) -> Config:
         if isinstance(value, dict):
             kind = kinds.get(value.get("kind"))
             if kind is None:
-                raise ValueError(f"unknown drafter {value.get('kind')!r}; known: {', '.join(kinds)}")
+                raise ValueError(
+                    f"unknown drafter {value.get('kind')!r}; known: {', '.join(kinds)}"
+                )
             return _make(kind, {k: built(v) for k, v in value.items() if k != "kind"})
         return tuple(value) if isinstance(value, list) else value
 

@@ -67,7 +67,14 @@ class _Cutter:
         n_accepted = min(len(step.tokens) - 1, len(tokens))
         sources = tuple(step.sources[: len(tokens)])
         return Round(
-            index, tuple(tokens), tuple(pieces), sources, step.n_proposed, n_accepted, kv_len, finished
+            index,
+            tuple(tokens),
+            tuple(pieces),
+            sources,
+            step.n_proposed,
+            n_accepted,
+            kv_len,
+            finished,
         )
 
     def _why_finished(self, token: int) -> str | None:

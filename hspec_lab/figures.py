@@ -77,10 +77,10 @@ def breakdown_bar(table: pd.DataFrame, *, origin: str = "measured", note: str = 
         )
     _lay_out(figure, "Time per emitted token, by phase", origin, note, 60 * len(labels) + 104)
     # a bar's name and total stand above it, so that long names take no width from it
-    for label, total in zip(labels, totals, strict=True):
+    for row, (label, total) in enumerate(zip(labels, totals, strict=True)):
         figure.add_annotation(
             text=f"{html.escape(label)}: <b>{_number(total * scale)} {unit}</b>",
-            **{"x": 0, "y": label, "yshift": 17, "xanchor": "left", "yanchor": "bottom"},
+            **{"x": 0, "y": row - 0.28, "xanchor": "left", "yanchor": "bottom"},
             **{"showarrow": False, "borderpad": 0, "font": {"size": 12.5}},
         )
     figure.update_layout(barmode="stack", bargap=0.46, legend_traceorder="normal")
@@ -190,11 +190,12 @@ def _bars_by_format(table: pd.DataFrame, value: str, hover: str, suffix: str) ->
         rows = table[table["format"] == format].drop_duplicates("method", keep="last")
         rows = rows.set_index("method").reindex(methods).dropna(subset=[value])
         interval = {}
-        if {"low", "high"} <= set(rows):
+        # a single prompt has no interval, and a front end takes no NaN
+        if {"low", "high"} <= set(rows) and rows["low"].notna().any():
             above, below = rows["high"] - rows[value], rows[value] - rows["low"]
             interval = {
-                "array": list(above),
-                "arrayminus": list(below),
+                "array": above.astype(object).where(above.notna(), None).tolist(),
+                "arrayminus": below.astype(object).where(below.notna(), None).tolist(),
                 "color": INK,
                 "thickness": 1.2,
             }

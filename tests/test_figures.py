@@ -1,5 +1,6 @@
 """Figures are built from small tables by hand; what they hold is read back, nothing is drawn."""
 
+import json
 import subprocess
 import sys
 
@@ -101,6 +102,14 @@ def test_intervals_are_drawn_where_known_and_the_current_bar_is_outlined():
     assert bars.error_y.array == pytest.approx((0.2, 0.2))
     assert bars.error_y.arrayminus == pytest.approx((0.1, 0.1))
     assert bars.marker.line.width == (0, 3)
+
+
+def test_bars_without_an_interval_hold_no_nan():
+    table = SPEEDS.assign(low=float("nan"), high=float("nan"))
+    assert figures.speedup_bars(table).data[1].error_y.array is None
+    table.loc[0, ["low", "high"]] = 1.4, 1.6
+    assert figures.speedup_bars(table).data[1].error_y.array[0] is None
+    json.dumps(figures.speedup_bars(table).to_plotly_json(), allow_nan=False, default=list)
 
 
 def test_distribution_of_emitted_tokens_sums_to_one_per_method():

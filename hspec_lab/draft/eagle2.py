@@ -122,7 +122,9 @@ class Eagle2Drafter:
         tokens, scores, parents = [ids[0]], [values[0]], [np.full(k, -1)]
         frontier = np.arange(k)  # history indices
         features = self._root.expand(k, -1)
-        seen = np.zeros((k, 0), dtype=bool)  # rows of earlier levels each frontier node descends from
+        seen = np.zeros(
+            (k, 0), dtype=bool
+        )  # rows of earlier levels each frontier node descends from
         n_history = k
         for level in range(1, self.depth):
             node_tokens = np.concatenate(tokens)[frontier]

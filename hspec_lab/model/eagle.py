@@ -43,7 +43,9 @@ class EagleHead:
 
     def new_cache(self, capacity: int) -> KVCache:
         shape = self.shape
-        return KVCache(1, shape.kv_heads, shape.head_dim, capacity, torch.float32, self.model.device)
+        return KVCache(
+            1, shape.kv_heads, shape.head_dim, capacity, torch.float32, self.model.device
+        )
 
     def forward(self, tokens: Tensor, features: Tensor, cache: KVCache, rows: Rows) -> Tensor:
         """Guess the features behind `tokens`; rows are written, not committed.

@@ -52,8 +52,7 @@ def read_shape(folder: Path) -> ModelShape:
     names = fields.get("architectures") or ["none named"]
     if names[0] not in SUPPORTED:
         raise ValueError(
-            f"{folder}: architecture {names[0]} is not supported; "
-            f"supported: {', '.join(SUPPORTED)}"
+            f"{folder}: architecture {names[0]} is not supported; supported: {', '.join(SUPPORTED)}"
         )
     if "quantization_config" in fields:
         method = fields["quantization_config"].get("quant_method", "unknown")

@@ -42,7 +42,9 @@ class Geometry:
         rotation = self.rotations[start : start + n]
         return Rows(start, rotation, mask, causal=start == 0 and n > 1, paths=paths)
 
-    def tree_rows(self, start: int, seen: Tensor, depths: list[int], hidden_before: int = 0) -> Rows:
+    def tree_rows(
+        self, start: int, seen: Tensor, depths: list[int], hidden_before: int = 0
+    ) -> Rows:
         """Rows of a tree: row j sees everything stored and the columns of `seen[j]`.
 
         Args:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer
 
@@ -19,6 +20,8 @@ TARGET = Shape(
 )
 WINDOWS_PER_STEP = 6
 MICRO_TOKENS = 2048
+LATE_SHARE = 0.5  # the last share of the steps, while the rate decays, sees mostly library text
+LATE_LIBRARY_WINDOWS = 4
 LONG_SHARE = 0.25  # the last share of the steps sees whole windows, the rest half ones (cheaper)
 
 
@@ -27,13 +30,17 @@ def train_target(
 ) -> TrainableLlama:
     """Train the target on `files`; resumes from `folder`."""
     windows = Windows(files, tokenizer, seed)
+    library = Windows([file for file in files if file.part == "library"], tokenizer, seed + 1)
     held_out = [file for file in files if file.part == "held_out"]
     model = TrainableLlama(TARGET).to(device)
 
     def losses_at(step: int):
         long = step >= (1 - LONG_SHARE) * plan.n_steps
         length = WINDOW if long else WINDOW // 2
-        inputs, labels = windows.batch(step, WINDOWS_PER_STEP, length)
+        late = LATE_LIBRARY_WINDOWS if step >= (1 - LATE_SHARE) * plan.n_steps else 0
+        parts = [windows.batch(step, WINDOWS_PER_STEP - late, length)]
+        parts += [library.batch(step, late, length)] if late else []
+        inputs, labels = (torch.cat(side) for side in zip(*parts, strict=True))
         rows = MICRO_TOKENS // length
         for x, y in zip(inputs.split(rows), labels.split(rows), strict=True):
             logits = model(x.to(device)).flatten(0, 1)

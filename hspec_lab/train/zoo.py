@@ -53,7 +53,9 @@ def train_zoo(work: Path, budget: Budget, device: str = "cpu", say=print) -> Non
     torch.manual_seed(SEED)
     files = read_corpus()
     tokenizer = _tokenizer(work / "tokenizer", files)
-    target = train_target(files, tokenizer, Plan(n_steps=budget.target), work / "target", SEED, device)
+    target = train_target(
+        files, tokenizer, Plan(n_steps=budget.target), work / "target", SEED, device
+    )
     target.requires_grad_(False)
     windows = Windows(files, tokenizer, SEED)
     own = own_text(target, windows, budget.own_tokens, work / "own.safetensors", SEED, say)
@@ -84,7 +86,9 @@ class _Check:
 
     def __init__(self, target: TrainableLlama, files: list[SourceFile], tokenizer, device: str):
         held_out = [file for file in files if file.part == "held_out"]
-        ids = [t for f in held_out[4:8] for t in tokenizer.encode(f.text, add_special_tokens=False).ids]
+        ids = [
+            t for f in held_out[4:8] for t in tokenizer.encode(f.text, add_special_tokens=False).ids
+        ]
         self.ids = torch.tensor(ids[: len(ids) // LENGTH * LENGTH]).view(-1, LENGTH).to(device)
         self.target = target
 

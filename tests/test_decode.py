@@ -1,0 +1,332 @@
+"""Decoding: every method gives plain decoding's text, and sampling the target's distribution."""
+
+import itertools
+
+import pytest
+import torch
+from test_accept import distribution_of
+from tiny import make_head, make_model
+from tokenizers import Regex, Tokenizer, pre_tokenizers
+
+from hspec_lab.config import FORMATS, Chain, Config, Eagle2, Refine
+from hspec_lab.decode import decode
+from hspec_lab.draft.eagle2 import best_first, stable_top_k
+from hspec_lab.experiment import Session
+from hspec_lab.model import Checkpoint, Transformer
+from hspec_lab.pipeline import Models, build
+from hspec_lab.text import TextStream
+from hspec_lab.trace import Recorder
+
+PROMPTS = ("012345678", "ABCDE<=>?@", "Q", "LLLLLLLL")
+
+
+def spell(folder):
+    """Let the tokenizer take one character for one token."""
+    path = str(folder / "tokenizer.json")
+    tokenizer = Tokenizer.from_file(path)
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    tokenizer.save(path)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def zoo(tmp_path_factory):
+    """Target, two smaller models and heads; random, and alike enough to agree now and then."""
+    root = tmp_path_factory.mktemp("zoo")
+    sizes = {"hidden_size": 128, "intermediate_size": 128, "vocab_size": 32}
+    target = spell(make_model(root / "target", scale=0.05, **sizes))
+    # the same seed and one layer less: the same embedding, so the same next token quite often
+    middle = spell(make_model(root / "middle", scale=0.05, num_hidden_layers=1, **sizes))
+    small = spell(make_model(root / "small", scale=0.05, seed=9, num_hidden_layers=1, **sizes))
+    for model in (target, middle, small):
+        make_head(root / f"{model.name}-eagle2", model, scale=0.1)
+    return root
+
+
+def drafts(root):
+    middle, small = str(root / "middle"), str(root / "small")
+    tree = Eagle2(tree_size=12, depth=3, top_k=4)
+    return {
+        "chain": Chain(middle, draft_len=5),
+        "chain-of-one": Chain(middle, draft_len=1),
+        "eagle2": tree,
+        "eagle2-root-only": Eagle2(tree_size=1, depth=1, top_k=1),
+        "eagle2-wide": Eagle2(tree_size=60, depth=6, top_k=8),
+        "hierspec": Refine(middle, tree, at_least=6),
+        "hierspec-short": Refine(middle, tree, at_least=1),
+        "hierspec-of-chain": Refine(middle, Chain(small, draft_len=3), at_least=4),
+        "three-levels": Refine(middle, Refine(small, tree, at_least=3), at_least=5),
+        "the-target-drafts-for-itself": Chain(str(root / "target"), draft_len=7),
+        "refined-by-the-target-itself": Refine(str(root / "target"), tree, at_least=4),
+    }
+
+
+def outputs(config, models):
+    session = Session(config, models)
+    for index in range(len(session.prompts)):
+        for _ in session.rounds_of(index):
+            pass
+    return [session.output_ids(index) for index in range(len(session.prompts))], session
+
+
+@pytest.mark.parametrize("name", drafts(__import__("pathlib").Path()))
+def test_every_method_gives_the_plain_greedy_text(name, zoo):
+    models = Models()
+    settings = {"prompts": PROMPTS, "max_new_tokens": 60, "threads": 1}
+    plain, _ = outputs(Config(target=str(zoo / "target"), **settings), models)
+    config = Config(target=str(zoo / "target"), draft=drafts(zoo)[name], **settings)
+    drafted, session = outputs(config, models)
+    assert drafted == plain
+    rounds = [item for rounds in session.rounds.values() for item in rounds[1:]]
+    assert all(item.n_emitted == item.n_accepted + 1 for item in rounds if not item.finished)
+    if "target" in name:  # a draft by the same weights is accepted whole
+        assert all(item.n_accepted == item.n_proposed for item in rounds if not item.finished)
+
+
+def test_the_random_zoo_accepts_and_rejects(zoo):
+    # the test above would prove little if every draft were rejected
+    config = Config(
+        target=str(zoo / "target"), draft=drafts(zoo)["hierspec"], prompts=PROMPTS, threads=1
+    )
+    _, session = outputs(config, Models())
+    kept = [item.n_accepted for rounds in session.rounds.values() for item in rounds[1:]]
+    assert 0 in kept and max(kept) >= 2
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("name", ["chain", "eagle2", "hierspec"])
+def test_row_invariant_text_is_equal_at_every_format(name, format, zoo):
+    models = Models()
+    settings = {"prompts": PROMPTS[:2], "max_new_tokens": 40, "threads": 1, "row_invariant": True}
+    target = f"{zoo / 'target'}@{format}"
+    plain, _ = outputs(Config(target=target, **settings), models)
+    drafted, _ = outputs(Config(target=target, draft=drafts(zoo)[name], **settings), models)
+    assert drafted == plain
+
+
+def test_every_phase_is_recorded_and_phases_fill_the_round(zoo):
+    config = Config(
+        target=str(zoo / "target"), draft=drafts(zoo)["hierspec"], prompts=PROMPTS, threads=1
+    )
+    _, session = outputs(config, Models())
+    tables = session.tables()
+    in_rounds = tables["spans"][tables["spans"]["round"] >= 0]
+    assert set(in_rounds["phase"]) == {
+        "draft", "verify_intermediate", "verify_target", "accept", "kv_commit",
+    }  # fmt: skip
+    assert set(tables["spans"][tables["spans"]["round"] < 0]["phase"]) == {"prefill"}
+    levels = tables["spans"].groupby("phase")["level"].agg(set)
+    assert levels["draft"] == {"head"} and levels["accept"] == {"target", "intermediate"}
+    covered = in_rounds["duration_us"].sum() / tables["rounds"]["duration_us"].sum()
+    assert 0.9 < covered <= 1
+    assert set(tables["tokens"]["source"]) <= {"head", "intermediate", "target"}
+    lengths = tables["tokens"].groupby("prompt").size()
+    assert (lengths == config.max_new_tokens).all()
+
+
+def single(config, models, prompt, recorder=None, choose=None, stop=(), eos_ids=()):
+    verifier = build(config, models, len(prompt), choose=choose)
+    stream = TextStream(Tokenizer.from_file(str(verifier.model.folder / "tokenizer.json")), stop)
+    options = {"recorder": recorder} if recorder else {}
+    return list(
+        decode(
+            verifier,
+            prompt,
+            stream,
+            max_new_tokens=config.max_new_tokens,
+            eos_ids=eos_ids,
+            **options,
+        )
+    )
+
+
+def test_eos_inside_an_accepted_block_cuts_text_and_counts(zoo):
+    config = Config(
+        target=str(zoo / "target"), draft=drafts(zoo)["the-target-drafts-for-itself"], threads=1
+    )
+    models, recorder = Models(), Recorder()
+    whole = [t for item in single(config, models, [1, 2, 3]) for t in item.tokens]
+    # a token that comes up first in the middle of a round's block
+    eos = next(
+        t for i, t in enumerate(whole) if i > 2 and whole.index(t) == i and i % 8 not in (0, 1)
+    )
+    rounds = single(config, models, [1, 2, 3], recorder, eos_ids=(eos,))
+    tokens = [t for item in rounds for t in item.tokens]
+    assert tokens == whole[: whole.index(eos) + 1]
+    assert rounds[-1].finished == "eos"
+    assert rounds[-1].n_emitted < 8
+    assert recorder.tables()["rounds"]["n_emitted"].iloc[-1] == rounds[-1].n_emitted
+
+
+def test_the_token_limit_is_met_exactly(zoo):
+    for limit in (1, 2, 9):
+        config = Config(
+            target=str(zoo / "target"),
+            draft=drafts(zoo)["the-target-drafts-for-itself"],
+            max_new_tokens=limit,
+            threads=1,
+        )
+        rounds = single(config, Models(), [1, 2, 3])
+        assert sum(item.n_emitted for item in rounds) == limit
+        assert rounds[-1].finished == "length"
+
+
+def test_a_stop_text_is_cut_off_even_across_tokens_and_rounds(zoo):
+    models = Models()
+    config = Config(target=str(zoo / "target"), threads=1)
+    whole = "".join(item.text for item in single(config, models, [1, 2, 3]))
+    stop = whole[5:8]
+    for name in ("chain", "eagle2", "hierspec"):
+        drafted = Config(target=str(zoo / "target"), draft=drafts(zoo)[name], threads=1)
+        rounds = single(drafted, models, [1, 2, 3], stop=(stop, "never"))
+        assert "".join(item.text for item in rounds) == whole[: whole.index(stop)]
+        assert rounds[-1].finished == "stop"
+
+
+# ---- sampling: exact at any depth ------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory):
+    """Models over a vocabulary of three tokens."""
+    root = tmp_path_factory.mktemp("three")
+    sizes = {"vocab_size": 3, "num_hidden_layers": 1}
+    for seed, name in enumerate(("target", "middle", "small")):
+        spell(make_model(root / name, scale=0.25, seed=seed, **sizes))
+        make_head(root / f"{name}-eagle2", root / name, seed=seed, scale=0.25)
+    return root
+
+
+SAMPLED = {
+    "ar": lambda root: None,
+    "chain": lambda root: Chain(str(root / "middle"), draft_len=2),
+    "tree": lambda root: Eagle2(tree_size=5, depth=2, top_k=2),
+    "hierarchy": lambda root: Refine(
+        str(root / "middle"), Eagle2(tree_size=3, depth=2, top_k=2), at_least=2
+    ),
+    "hierarchy-greedy-middle": lambda root: Refine(
+        str(root / "middle"),
+        Eagle2(tree_size=3, depth=2, top_k=2),
+        at_least=2,
+        sampling="greedy",
+    ),
+    "three-levels": lambda root: Refine(
+        str(root / "middle"), Chain(str(root / "small"), draft_len=1), at_least=1
+    ),
+}
+N_TOKENS = 3
+
+
+def sampled(root, draft, models):
+    """Distribution over the first tokens of sampled decoding, every branch walked."""
+    config = Config(
+        target=str(root / "target"),
+        draft=draft,
+        temperature=0.8,
+        max_new_tokens=N_TOKENS,
+        threads=1,
+    )
+    verifier = build(config, models, 2, choose=lambda p: verifier.walk(p))
+    # one verifier for all walks: starting again must forget everything
+    tokenizer = Tokenizer.from_file(str(root / "target" / "tokenizer.json"))
+
+    def run(choose):
+        point_at(verifier, choose)
+        rounds = decode(verifier, [0, 2], TextStream(tokenizer), max_new_tokens=N_TOKENS)
+        return tuple(t for item in rounds for t in item.tokens)
+
+    return distribution_of(run)
+
+
+def point_at(verifier, choose):
+    """Hand a chooser to every level."""
+    while verifier is not None:
+        verifier.choose = choose
+        verifier = getattr(verifier.drafter, "verifier", None)
+
+
+@pytest.fixture(scope="module")
+def exact(three):
+    """The target's own distribution over its next tokens."""
+    model = Transformer(Checkpoint(three / "target"), "fp32")
+    found = {}
+    for tokens in itertools.product(range(3), repeat=N_TOKENS):
+        cache = model.new_cache(8)
+        logits = model.logits(model.read([0, 2, *tokens], cache))
+        p = torch.softmax(logits / 0.8, dim=-1)
+        found[tokens] = float(p[1:4].gather(1, torch.tensor(tokens)[:, None]).prod())
+    return found
+
+
+@pytest.mark.parametrize("name", SAMPLED)
+def test_sampling_keeps_the_targets_distribution(name, three, exact):
+    found = sampled(three, SAMPLED[name](three), Models())
+    assert found == pytest.approx(exact, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["chain", "hierarchy"])
+def test_a_wrong_p_draft_breaks_the_distribution(name, three, exact, monkeypatch):
+    from dataclasses import replace
+
+    from hspec_lab.draft import RefineDrafter
+
+    honest = RefineDrafter.propose
+
+    def flattened(self):
+        proposal = honest(self)
+        return replace(proposal, p_draft=torch.full_like(proposal.p_draft, 1 / 3))
+
+    monkeypatch.setattr(RefineDrafter, "propose", flattened)
+    found = sampled(three, SAMPLED[name](three), Models())
+    assert max(abs(found.get(t, 0.0) - p) for t, p in exact.items()) > 1e-3
+
+
+def test_the_same_seed_gives_the_same_text_and_another_seed_another(zoo):
+    def text(seed):
+        config = Config(
+            target=str(zoo / "target"),
+            draft=drafts(zoo)["hierspec"],
+            temperature=1.0,
+            seed=seed,
+            prompts=PROMPTS[:1],
+            threads=1,
+        )
+        return outputs(config, Models())[0]
+
+    assert text(1) == text(1) != text(2)
+
+
+# ---- one order ------------------------------------------------------------------------------
+
+
+def test_ties_go_to_the_lower_id_also_across_the_border():
+    log_p = torch.full((2, 200), -5.0)
+    log_p[0, [150, 40, 90]] = -1.0
+    log_p[1, 199] = -1.0
+    values, ids = stable_top_k(log_p, 4)
+    assert ids.tolist() == [[40, 90, 150, 0], [199, 0, 1, 2]]
+    assert values[0].tolist() == [-1, -1, -1, -5]
+
+
+def test_best_first_prefers_the_earlier_of_two_equal_scores():
+    import numpy as np
+
+    assert best_first(np.array([-2.0, -1.0, -2.0, -1.0], np.float32), 3).tolist() == [1, 3, 0]
+
+
+def test_eagle2_keeps_a_nodes_parent_and_the_most_probable_nodes(zoo):
+    config = Config(target=str(zoo / "target"), draft=drafts(zoo)["eagle2"], threads=1)
+    verifier = build(config, Models(), 8)
+    with torch.inference_mode():
+        verifier.start([1, 2, 3])
+        proposals = []
+        for size in (1, 2, 5, 12, 21):
+            verifier.drafter.tree_size = size
+            proposals.append(verifier.drafter.propose().tree)
+    for tree, size in zip(proposals, (1, 2, 5, 12, 21), strict=True):
+        assert len(tree) == size and max(tree.depths) <= 3
+    for smaller, larger in itertools.pairwise(proposals):
+        paths = {tuple(larger.tokens[i] for i in larger.path(n)) for n in range(len(larger))}
+        assert {
+            tuple(smaller.tokens[i] for i in smaller.path(n)) for n in range(len(smaller))
+        } <= paths
