@@ -1,7 +1,9 @@
 """What an experiment is: frozen values with visible defaults, one id per distinct config.
 
-    Config(target="zoo:target@w4a16-g128",
-           draft=Refine("zoo:intermediate@w8a8", Eagle2(tree_size=24, depth=4, top_k=8), at_least=6))
+    Config(
+        target="zoo:target@w4a16-g128",
+        draft=Refine("zoo:intermediate@w8a8", Eagle2(tree_size=24, depth=4, top_k=8), at_least=6),
+    )
 
 A model is written `where@format`: a folder or `zoo:name`, and how its weights are stored.
 A drafter is one of three values, and they nest: `Eagle2` (a draft head on the model it drafts
@@ -75,7 +77,7 @@ class Chain:
 
 @dataclass(frozen=True, slots=True)
 class Refine:
-    """A smaller model verifies another drafter's trees until it has a sequence of `at_least` tokens.
+    """A smaller model verifies another drafter's trees until it has `at_least` tokens of its own.
 
     `sampling` only matters at temperature > 0: "sample" lets the model draw its tokens and hand up
     the distributions they came from, "greedy" lets it propose its most likely ones.

@@ -19,6 +19,13 @@ from hspec_lab.text import check_same_vocabulary, load_tokenizer
 from hspec_lab.trace import NO_RECORDER
 from hspec_lab.verify import Verifier
 
+# what the level below a level is called
+BELOW = {
+    "target": "intermediate",
+    "intermediate": "intermediate2",
+    "intermediate2": "intermediate3",
+}
+
 
 def locate(where: str) -> Path:
     """The folder behind `zoo:name` or a path."""
@@ -172,9 +179,7 @@ class _Builder:
                 capacity=self.text_rows,
                 recorder=self.recorder,
             )
-        # levels below the first intermediate model are numbered: intermediate2, intermediate3
-        n = 2 if above == "intermediate" else int(above[12:] or 1) + 1 if above != "target" else 1
-        level = "intermediate" + (str(n) if n > 1 else "")
+        level = BELOW.get(above, "intermediate3")
         if isinstance(draft, Chain):
             return RefineDrafter(
                 self.verifier(draft.model, None, level, "draft"), at_least=draft.draft_len

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hspec_lab.accept import Proposal, Verdict, accept
+from hspec_lab.accept import Proposal, accept
 from hspec_lab.sample import Choose
 from hspec_lab.trace import NO_RECORDER
 from hspec_lab.tree import chain
@@ -67,7 +67,7 @@ class Verifier:
         self.level, self.phase = level, phase
         self.temperature, self.choose, self.sampling = temperature, choose, sampling
         self.cache = model.new_cache(capacity)
-        # feature i belongs to token i; what the drafter has not been told yet is read from here
+        # feature i belongs to token i; the drafter is told from here what it does not know yet
         self.features = torch.zeros(capacity, model.shape.hidden, device=model.device)
         self.tokens: list[int] = []
 
@@ -80,8 +80,8 @@ class Verifier:
         with self.recorder.span("prefill", self.level, len(tokens), 0):
             features = self.model.read(tokens, self.cache)
             self.features[: len(tokens)] = features
-            step = self._emit(Proposal(chain(tokens[-1:]), [""]), features[-1:])
-        self._tell_drafter()
+            step = self._choose(self.model.logits(features[-1:]))
+        self._tell_drafter(step.tokens)
         if self.drafter is not None:
             self.drafter.prepare()
         return step
@@ -105,7 +105,7 @@ class Verifier:
         return Step(verdict.tokens, sources, len(tree) - 1, verdict.p_model)
 
     def rollback(self, n_tokens: int) -> None:
-        """Cut the text to its first `n_tokens` tokens, and everything that followed from the rest."""
+        """Cut the text to its first `n_tokens` tokens, here and on the levels below."""
         del self.tokens[n_tokens:]
         self.cache.truncate(n_tokens)
         if self.drafter is not None:
@@ -129,13 +129,8 @@ class Verifier:
         self._tell_drafter(step.tokens)
         return step
 
-    def _emit(self, proposal: Proposal, features: Tensor) -> Step:
-        """The token behind one row."""
-        step = self._choose(self.model.logits(features))
-        self.tokens += step.tokens
-        return step
-
     def _choose(self, logits: Tensor) -> Step:
+        """The token behind one row of logits, [1, V]."""
         root = Proposal(chain([0]), [""])
         verdict = accept(root, logits, self.temperature, self.choose, self.sampling)
         return Step(verdict.tokens, [self.level], 0, verdict.p_model)

@@ -226,8 +226,8 @@ def sampled(root, draft, models):
         max_new_tokens=N_TOKENS,
         threads=1,
     )
-    verifier = build(config, models, 2, choose=lambda p: verifier.walk(p))
     # one verifier for all walks: starting again must forget everything
+    verifier = build(config, models, 2)
     tokenizer = Tokenizer.from_file(str(root / "target" / "tokenizer.json"))
 
     def run(choose):

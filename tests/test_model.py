@@ -1,4 +1,4 @@
-"""The transformer: equal to transformers', trees equal to their paths, commit equal to re-reading."""
+"""The transformer equals transformers' own, a tree its paths, and a commit a second reading."""
 
 import json
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from hspec_lab.model.shape import SUPPORTED as SUPPORTED
 from hspec_lab.model.shape import ModelShape, read_shape
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -31,7 +30,7 @@ class Checkpoint:
                 file = safe_open(path, framework="pt")
             except (SafetensorError, OSError) as error:
                 raise ValueError(f"{path}: truncated or not safetensors ({error})") from None
-            for name in file.keys():  # noqa: SIM118  (not a dict)
+            for name in file.keys():
                 self._files[name] = file
 
     def __contains__(self, name: str) -> bool:

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from hspec_lab.kv import KVCache
 from hspec_lab.model.checkpoint import Checkpoint
-from hspec_lab.model.shape import ModelShape
 from hspec_lab.quant import make_linear
 
 
@@ -40,7 +39,7 @@ class Rows:
 
 
 def interleave(weight: Tensor, head_dim: int) -> Tensor:
-    """Reorder rows [heads * head_dim, ...] so that dims i and i + head_dim / 2 become neighbours."""
+    """Reorder rows [heads * head_dim, ...]: dims i and i + head_dim / 2 become neighbours."""
     heads = weight.shape[0] // head_dim
     split = weight.view(heads, 2, head_dim // 2, *weight.shape[1:])
     return split.transpose(1, 2).reshape(weight.shape)

@@ -56,7 +56,7 @@ class Mixed:
 
 
 def soft_cross_entropy(logits: Tensor, wanted: Tensor) -> Tensor:
-    """Mean over rows of the cross-entropy of `logits` against probabilities `wanted`, both [N, V]."""
+    """Mean cross-entropy of `logits` [N, V] against probabilities `wanted` [N, V]."""
     return -(wanted * torch.log_softmax(logits.float(), dim=-1)).sum(dim=-1).mean()
 
 
@@ -97,7 +97,8 @@ class TrainableHead(nn.Module):
             features: [B, T, hidden], the model's feature of token i in row i.
 
         Returns:
-            per pass [B, T, hidden]: row i guesses feature i + 1, from feature i - p guessed p times.
+            per pass [B, T, hidden]: row i guesses feature i + 1; the feature it read was guessed
+            p times over.
         """
         layer, D = self.layers[0], self.shape.head_dim
         attention, (B, T, _) = layer.self_attn, features.shape
@@ -105,7 +106,7 @@ class TrainableHead(nn.Module):
         cos, sin = (table[:T].to(features.device) for table in self.tables)
         before = torch.ones(T, T, dtype=torch.bool, device=features.device).tril()
         keys, values, guesses = [], [], []
-        for p in range(passes):
+        for _ in range(passes):
             x = self.fc(torch.cat([embedded, features], dim=-1))
             q, k, v = (
                 project(x).view(B, T, -1, D).transpose(1, 2)
@@ -124,7 +125,7 @@ class TrainableHead(nn.Module):
 
 
 def _attend_behind(q: Tensor, keys: list[Tensor], values: list[Tensor], before: Tensor) -> Tensor:
-    """Attention of pass p: true rows up to p positions back, then pass 1, 2, .. p for the last p."""
+    """Attention of pass p: true rows up to p positions back, later passes for the last p."""
     p = len(keys) - 1
     if p == 0:
         return F.scaled_dot_product_attention(q, keys[0], values[0], is_causal=True)

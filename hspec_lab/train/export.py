@@ -1,4 +1,4 @@
-"""From training state to the folders that ship: bf16, shards of at most 16 MB, Hugging Face layout."""
+"""From training state to the folders that ship: bf16, small shards, Hugging Face layout."""
 
 import json
 from pathlib import Path
