@@ -50,7 +50,7 @@ def interleaved(
     """Seconds per token of each contestant, [repeats * n_prompts], all taking turns."""
     times = {name: [] for name in contestants}
     rng = np.random.default_rng(0)
-    for name, decode in contestants.items():
+    for decode in contestants.values():
         decode(0)  # pays for memory and for operators that tune themselves
     for _, index in product(range(repeats), range(n_prompts)):
         for name in rng.permutation(list(contestants)):

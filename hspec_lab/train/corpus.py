@@ -3,8 +3,8 @@
 Every machine with Python has this text, so anybody can train the zoo again.  A file is *library*
 (shown `LIBRARY_EPOCHS` times per pass), *test* (shown once) or left out: generated tables and
 codec maps teach a model nothing about code.  Held-out modules are chosen by a hash of their path
-among ordinary library modules, never by how well they compress; their own test files are kept out
-of training too.
+among ordinary library modules, never by how well they compress.  A test file that carries the name
+of a held-out module (`test_<stem>.py`) is left out too; other tests that use it are not.
 """
 
 import hashlib

@@ -1,6 +1,8 @@
 """From training state to the folders that ship: bf16, small shards, Hugging Face layout."""
 
 import json
+import shutil
+import sysconfig
 from pathlib import Path
 
 from safetensors.torch import save_file
@@ -78,8 +80,12 @@ def prompts_from(files: list[SourceFile]) -> list[str]:
 
 
 def export_text(files: list[SourceFile], folder: Path) -> None:
-    """Write the held-out modules and the prompts."""
+    """Write the held-out modules, the prompts, and the licence under which they come."""
     folder.mkdir(parents=True, exist_ok=True)
+    licence = Path(sysconfig.get_paths()["stdlib"]) / "LICENSE.txt"
+    if not licence.is_file():
+        raise ValueError(f"{licence} is missing; the held-out text ships with Python's licence")
+    shutil.copyfile(licence, folder / "LICENSE")
     held_out = [file for file in files if file.part == "held_out"]
     texts = {file.name: file.text for file in held_out}
     (folder / "held_out.json").write_text(json.dumps(texts, indent=1) + "\n", encoding="utf-8")

@@ -4,6 +4,7 @@ Every stage resumes where it was stopped and is skipped when it is done.  `work`
 state; the shipped folders are only written by `export`, when everything is there.
 """
 
+import hashlib
 import json
 import platform
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import torch
 from tokenizers import Tokenizer
 
 from hspec_lab.train.corpus import SourceFile, read_corpus
-from hspec_lab.train.data import Windows, bits_per_byte
+from hspec_lab.train.data import WINDOW, Windows, bits_per_byte
 from hspec_lab.train.distill import (
     INTERMEDIATE,
     LENGTH,
@@ -25,17 +26,18 @@ from hspec_lab.train.distill import (
 from hspec_lab.train.export import export_model, export_text, export_tokenizer
 from hspec_lab.train.generate import own_text
 from hspec_lab.train.llama import TrainableLlama
-from hspec_lab.train.loop import Plan
-from hspec_lab.train.pretrain import TARGET, train_target
+from hspec_lab.train.loop import Plan, load_state
+from hspec_lab.train.pretrain import TARGET, WINDOWS_PER_STEP, train_target
 from hspec_lab.train.tokenizer import save_tokenizer, train_tokenizer
 
 SEED = 0
+TOKENS_PER_STEP = WINDOWS_PER_STEP * WINDOW
 OWN_SHARE = 0.5  # of an intermediate model's or head's training text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
-    """Steps of each stage; a step is 6,144 tokens."""
+    """Steps of each stage, `TOKENS_PER_STEP` tokens each."""
 
     target: int = 1600
     intermediate: int = 1000
@@ -121,11 +123,16 @@ def export_zoo(work: Path, root: Path, device: str = "cpu") -> dict:
     Raises:
         ValueError: a stage has not been trained yet.
     """
-    from hspec_lab.train.loop import load_state
-
     files = read_corpus()
     tokenizer = _tokenizer(work / "tokenizer", files)
-    facts = {"python": platform.python_version(), "stages": {}}
+    training = "".join(file.text for file in files if file.part != "held_out")
+    facts = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "tokens_per_step": TOKENS_PER_STEP,
+        "corpus_sha256": hashlib.sha256(training.encode()).hexdigest(),
+        "stages": {},
+    }
     made = {
         "target": (TrainableLlama(TARGET), TARGET),
         "intermediate": (TrainableLlama(INTERMEDIATE), INTERMEDIATE),
