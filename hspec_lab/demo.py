@@ -15,19 +15,16 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from uuid import uuid4
 
-import pandas as pd
 import torch
 
-from hspec_lab import breakdown, figures
 from hspec_lab.audit import audit
 from hspec_lab.config import Chain, Config, Drafting, Eagle2, Refine, check_format
-from hspec_lab.experiment import Progress, Session, environment
+from hspec_lab.experiment import WARMUP_TOKENS, Progress, Session, environment
 from hspec_lab.lab import Run
 from hspec_lab.pipeline import Models, reach
-from hspec_lab.report import COLUMNS, write_report
-from hspec_lab.terms import METHODS, ROUND_PHASES
+from hspec_lab.table import rows_of, write_page
+from hspec_lab.terms import METHODS
 
 FORMATS = ("fp32", "w8a8", "w4a16-g128")
 TARGET, INTERMEDIATE = "zoo:target", "zoo:intermediate"
@@ -73,7 +70,7 @@ class Demo:
     """What a demo found.
 
     Attributes:
-        rows: one dict per format and method, as `row_of` makes them.
+        rows: one dict per format and method, as `table.rows_of` makes them.
         environment: the conditions, and what was asked for.
         audits: each greedy output that differs from plain decoding, with its format and method.
         runs: the stored runs, in the order of the rows.
@@ -136,20 +133,19 @@ def run_demo(
     deadline = math.inf if plan.seconds is None else time.monotonic() + plan.seconds
     load_before = [round(load, 2) for load in os.getloadavg()]
     sessions, peers = _load(plan, progress), _load_peers(plan)
-    seconds_per_token = _warm_up(sessions, progress)
-    left = (deadline - time.monotonic()) / (2 if peers else 1)
-    n_prompts, n_tokens = affordable(plan, left / seconds_per_token)
-    _take_turns(sessions, peers, n_prompts, n_tokens, progress)
+    per_token = _warm_up(sessions, progress) * (1 + len(peers) / len(sessions))
+    # prefills, audits and drawing come on top
+    n_tokens = affordable(plan, 0.7 * (deadline - time.monotonic()) / per_token)
+    n_prompts = _take_turns(sessions, peers, n_tokens, deadline, progress)
     audits = _audits(sessions)
     for session in sessions.values():
         # what is stored must say what was decoded, or it would answer for more than that
-        config = replace(session.config, n_prompts=n_prompts, max_new_tokens=n_tokens)
-        session.config = config
+        session.config = replace(session.config, n_prompts=n_prompts, max_new_tokens=n_tokens)
     runs = [
         Run(session.write(root, [entry for entry in audits if _is_of(entry, key)]))
         for key, session in sessions.items()
     ]
-    rows = rows_of(runs, audits)
+    rows = rows_of(runs)
     found = environment(next(iter(sessions.values())).config) | {
         "load_average": load_before,
         "load_average_after": [round(load, 2) for load in os.getloadavg()],
@@ -163,17 +159,17 @@ def run_demo(
         rows += _peer_rows(peers, sessions, audits)
         found["transformers"] = peers[0].version
         found["peer"] = comparisons(rows)
-    write_page(report, rows, runs, found)
+    note = f"{n_prompts} held-out prompts x {n_tokens} tokens, greedy, taking turns; measured"
+    write_page(report, rows, runs, found, note=note)
     return Demo(rows=rows, environment=found, audits=audits, runs=runs, report=report)
 
 
-def affordable(plan: Plan, n_tokens: float) -> tuple[int, int]:
-    """How many prompts and tokens each to decode when `n_tokens` per session can be paid for."""
+def affordable(plan: Plan, n_tokens: float) -> int:
+    """Tokens per output when `n_tokens` of every session can be paid for."""
     if n_tokens >= plan.n_prompts * plan.max_new_tokens:
-        return plan.n_prompts, plan.max_new_tokens
+        return plan.max_new_tokens
     fewest = min(FEWEST_TOKENS, plan.max_new_tokens)
-    tokens = min(plan.max_new_tokens, max(int(n_tokens) // plan.n_prompts, fewest))
-    return min(plan.n_prompts, max(int(n_tokens) // tokens, 1)), tokens
+    return min(plan.max_new_tokens, max(int(n_tokens / plan.n_prompts), fewest))
 
 
 def _load(plan: Plan, progress: Progress) -> dict[tuple[str, str], Session]:
@@ -191,9 +187,10 @@ def _warm_up(sessions: dict, progress: Progress) -> float:
     for n, (key, session) in enumerate(sessions.items()):
         progress(n, len(sessions), f"warming up {key[1]} {key[0]}")
         _see_row_counts(session)
-        start, n_rounds = time.perf_counter(), len(session.warm_up() or ())
-        seconds += (time.perf_counter() - start) / max(n_rounds, 1)
-    return seconds
+        start = time.perf_counter()
+        session.warm_up()
+        seconds += time.perf_counter() - start
+    return seconds / min(WARMUP_TOKENS, session.config.max_new_tokens)
 
 
 @torch.inference_mode()
@@ -221,22 +218,28 @@ def _see_head(head, counts: set[int]) -> None:
 
 
 def _take_turns(
-    sessions: dict, peers: list, n_prompts: int, n_tokens: int, progress: Progress
-) -> None:
-    turns = len(sessions) + len(peers)
-    total, done = n_prompts * n_tokens * turns, 0
+    sessions: dict, peers: list, n_tokens: int, deadline: float, progress: Progress
+) -> int:
+    """Decode prompt by prompt, each with every session; returns how many were in time."""
+    n_prompts = len(next(iter(sessions.values())).prompts)
+    per_prompt = n_tokens * (len(sessions) + len(peers))
+    total, done = n_prompts * per_prompt, 0
     for index in range(n_prompts):
+        start, words = time.monotonic(), f"prompt {index + 1} of {n_prompts}"
         for (format, method), session in sessions.items():
-            progress(done, total, f"prompt {index + 1} of {n_prompts}, {method} {format}")
+            progress(done, total, f"{words}, {method} {format}")
             for _ in session.rounds_of(index, max_new_tokens=n_tokens):
                 pass
             done += n_tokens
-        prompt_ids = session.prompt_ids[index]
         for peer in peers:
-            progress(done, total, f"prompt {index + 1} of {n_prompts}, {peer.method}")
-            peer.take_turn(prompt_ids, n_tokens)
+            progress(done, total, f"{words}, transformers {peer.method}")
+            peer.take_turn(session.prompt_ids[index], n_tokens)
             done += n_tokens
-    progress(total, total, "decoded")
+        # another prompt would take as long as this one
+        if 2 * time.monotonic() - start > deadline:
+            break
+    progress(done, done, "decoded")
+    return index + 1
 
 
 def _audits(sessions: dict) -> list[dict]:
@@ -257,6 +260,35 @@ def _audit(plain: Session, index: int, drafted_ids: list[int]) -> dict | None:
 
 def _is_of(entry: dict, key: tuple[str, str]) -> bool:
     return (entry["format"], entry["method"]) == key
+
+
+def conditions_text(demo: Demo) -> str:
+    """What stands below the table: what was measured, how, where, and what is wrong with it."""
+    found, lines = demo.environment, []
+    lines.append(
+        f"measured: {found['n_prompts']} held-out prompts x {found['max_new_tokens']} tokens, "
+        "greedy, formats and methods taking turns; speed-up over ar of the same format, with its "
+        "95 % interval over prompts; tokens/s without prefill"
+    )
+    asked = found["asked_for"]
+    if (asked["n_prompts"], asked["max_new_tokens"]) != (
+        found["n_prompts"],
+        found["max_new_tokens"],
+    ):
+        lines.append("fewer than asked for, so as to finish in time")
+    lines += [f"{method}: {draft}" for method, draft in found["drafts"].items() if draft != "None"]
+    lines.append(
+        f"{found['device']} ({found['cpu']}), {found['threads']} threads, torch {found['torch']}, "
+        f"load {found['load_average'][0]} before, {found['date']}, commit {found['commit'] or '?'}"
+    )
+    if ratios := found.get("peer"):
+        told = ", ".join(f"{name.replace('_', ' ')} {ratio:.2f}x" for name, ratio in ratios.items())
+        lines.append(f"over transformers {found['transformers']}: {told}")
+    for entry in demo.audits:
+        loud = "BUG: " if entry["verdict"] == "bug" else "rounding: "
+        facts = ", ".join(f"{name} {_short(value)}" for name, value in entry.items())
+        lines.append(loud + facts)
+    return "\n".join(lines)
 
 
 # ---- transformers, in the same run -----------------------------------------------------------
@@ -326,129 +358,6 @@ def comparisons(rows: list[dict]) -> dict[str, float]:
         found["best_fp32_over_assisted"] = best["fp32"] / assisted
         found["best_over_assisted"] = max(best.values()) / assisted
     return found
-
-
-# ---- what was stored, as rows, text and a page -----------------------------------------------
-
-
-def rows_of(runs: list[Run], audits: list[dict]) -> list[dict]:
-    """One dict per run; speed-ups are over the ar run of the same format among `runs`."""
-    compared = breakdown.speedups([(run.head, run.rounds, run.spans) for run in runs])
-    rows = []
-    for run, over_ar in zip(runs, compared.to_dict("records"), strict=True):
-        shares = run.breakdown().set_index("phase")["share"]
-        key = {"format": run.head["format"], "method": run.head["method"]}
-        differ = [entry["verdict"] for entry in audits if _is_of(entry, tuple(key.values()))]
-        speedup = {name: over_ar[name] for name in ("speedup", "speedup_low", "speedup_high")}
-        checked = {"mismatches": len(differ), "bugs": differ.count("bug")}
-        draft = {"draft": repr(run.config.draft), "run": run.name}
-        phase_share = {"phase_share": {name: float(share) for name, share in shares.items()}}
-        rows.append(key | run.summary() | speedup | checked | phase_share | draft)
-    return rows
-
-
-_TABLE = {
-    "format": lambda row: row["format"],
-    "method": lambda row: row["method"],
-    "tokens/s": lambda row: f"{row['tokens_per_s']:.1f}",
-    "speed-up": lambda row: _with_interval(row),
-    "emitted": lambda row: _number(row, "mean_emitted", ".2f"),
-    "outside loops": lambda row: _number(row, "mean_emitted_outside_loops", ".2f"),
-    "in loops": lambda row: _number(row, "loop_share", ".0%"),
-    **{
-        phase: lambda row, phase=phase: _number(row["phase_share"], phase, ".0%")
-        for phase in ROUND_PHASES
-    },
-    "mismatches": lambda row: str(row["mismatches"]) + (" BUG" if row.get("bugs") else ""),
-}
-
-
-def table_text(rows: list[dict]) -> str:
-    """The table as a terminal shows it."""
-    lines = [list(_TABLE), *([write(row) for write in _TABLE.values()] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    written, last = [], None
-    for cells in lines:
-        if last is not None and cells[0] != last:
-            written.append("")
-        last = cells[0]
-        padded = [
-            cell.ljust(width) if n < 2 else cell.rjust(width)
-            for n, (cell, width) in enumerate(zip(cells, widths, strict=True))
-        ]
-        written.append("  ".join(padded).rstrip())
-    return "\n".join(written)
-
-
-def conditions_text(demo: Demo) -> str:
-    """What stands below the table: what was measured, how, where, and what is wrong with it."""
-    found, lines = demo.environment, []
-    lines.append(
-        f"measured: {found['n_prompts']} held-out prompts x {found['max_new_tokens']} tokens, "
-        "greedy, formats and methods taking turns; speed-up over ar of the same format, with its "
-        "95 % interval over prompts; tokens/s without prefill"
-    )
-    asked = found["asked_for"]
-    if (asked["n_prompts"], asked["max_new_tokens"]) != (
-        found["n_prompts"],
-        found["max_new_tokens"],
-    ):
-        lines.append("fewer than asked for, so as to finish in time")
-    lines += [f"{method}: {draft}" for method, draft in found["drafts"].items() if draft != "None"]
-    lines.append(
-        f"{found['device']} ({found['cpu']}), {found['threads']} threads, torch {found['torch']}, "
-        f"load {found['load_average'][0]} before, {found['date']}, commit {found['commit'] or '?'}"
-    )
-    if ratios := found.get("peer"):
-        told = ", ".join(f"{name.replace('_', ' ')} {ratio:.2f}x" for name, ratio in ratios.items())
-        lines.append(f"over transformers {found['transformers']}: {told}")
-    for entry in demo.audits:
-        loud = "BUG: " if entry["verdict"] == "bug" else "rounding: "
-        facts = ", ".join(f"{name} {_short(value)}" for name, value in entry.items())
-        lines.append(loud + facts)
-    return "\n".join(lines)
-
-
-def write_page(path: Path, rows: list[dict], runs: list[Run], found: dict) -> Path:
-    """Write the page of some runs, whole or not at all."""
-    path = Path(path)
-    note = f"{found.get('cpu')}, {found.get('threads')} threads, {found.get('date')}"
-    drawn = {"origin": runs[0].head["kind"], "note": note}
-    bars = pd.DataFrame(rows).rename(columns={"speedup_low": "low", "speedup_high": "high"})
-    bars = bars[bars["format"] != PEER_FORMAT]
-    emitted = [
-        run.rounds.loc[~run.rounds["warmup"].astype(bool), ["n_emitted"]].assign(
-            method=run.head["method"]
-        )
-        for run in runs
-    ]
-    parts = {
-        "Speed-up": figures.speedup_bars(bars, **drawn),
-        "Where the time of a token goes": figures.breakdown_bar(
-            pd.concat([run.breakdown() for run in runs]), **drawn
-        ),
-        "Tokens per round": figures.emitted_per_round(pd.concat(emitted), **drawn),
-        f"One output: {runs[-1].label}": runs[-1].text_html(0),
-    }
-    shown = [{name: row[name] for name in COLUMNS if name in row} for row in rows]
-    unfinished = path.with_name(f".{path.name}-{uuid4().hex[:8]}")
-    try:
-        write_report(unfinished, shown, parts, found, note="Measured, not replayed: see Conditions")
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    return path
-
-
-def _number(fields: dict, name: str, form: str) -> str:
-    value = fields.get(name)
-    return "-" if value is None or math.isnan(value) else format(value, form)
-
-
-def _with_interval(row: dict) -> str:
-    low, high = (_number(row, f"speedup_{end}", ".2f") for end in ("low", "high"))
-    told = _number(row, "speedup", ".2f") + "x"
-    return told if low == "-" else f"{told} ({low} to {high})"
 
 
 def _short(value) -> str:

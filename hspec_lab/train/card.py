@@ -142,9 +142,12 @@ Greedy, fp32, {n_prompts} held-out prompts, 128 new tokens each; a token is in a
 ## Made from what
 
 The `.py` files of the Python {python} standard library (sha256 of the training text
-`{corpus_sha256}`), without generated tables; held-out modules were chosen by a hash of their path
-and test files named after one were left out, other tests that use one were not: {names}. The intermediate model and the heads learned from the
-target, half of the time on text that the target wrote itself.
+`{corpus_sha256}`), without generated tables. Held-out modules were chosen by a hash of their path,
+and test files named after one were left out; other tests that use one were not. Held out:
+{names}.
+
+The intermediate model and the heads learned from the target, half of the time on text that the
+target wrote itself.
 
 Trained {date} on {cpu}, torch {torch}, with
 
