@@ -21,17 +21,9 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from hspec_lab.config import FORMATS, Chain, Config, Drafting, Eagle2, Refine, from_dict
+from hspec_lab.config import FORMATS
+from hspec_lab.options import config_of
 from hspec_lab.terms import METHODS
-
-# which options of `hspec run` a method listens to
-_DRAFTING = {
-    "ar": (),
-    "chain": ("intermediate", "draft_len"),
-    "eagle2": ("head", "tree_size", "depth", "top_k"),
-    "hierspec": ("intermediate", "head", "tree_size", "depth", "top_k", "draft_len"),
-}
-_ASKED = ("target", "max_new_tokens", "temperature", "seed", "stop", "row_invariant", "threads")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -96,28 +88,38 @@ def _demo(options) -> int:
 
 @contextmanager
 def _bar() -> Iterator:
-    """A progress bar on stderr, told as `experiment.Progress` says."""
+    """A progress bar on stderr, told as `experiment.Progress` says; it appears when first told."""
     from tqdm import tqdm
 
+    bar = None
     # a log file needs no ten lines a second
-    pace = 0.1 if sys.stderr.isatty() else 10
-    with tqdm(file=sys.stderr, leave=False, mininterval=pace, dynamic_ncols=True) as bar:
+    pace = {"mininterval": 0.1 if sys.stderr.isatty() else 10, "unit": "token"}
 
-        def progress(done: int, total: int, text: str) -> None:
-            bar.total = total
-            if done < bar.n:
-                bar.reset(total)
-            bar.set_description_str(text, refresh=False)
-            bar.update(done - bar.n)
+    def progress(done: int, total: int, text: str) -> None:
+        nonlocal bar
+        if bar is None or bar.total != total:
+            close()
+            bar = tqdm(file=sys.stderr, leave=False, dynamic_ncols=True, total=total, **pace)
+        bar.set_description_str(text, refresh=False)
+        bar.update(done - bar.n)
 
+    def close() -> None:
+        if bar is not None:
+            bar.close()
+
+    try:
         yield progress
+    finally:
+        close()
 
 
 # ---- run -------------------------------------------------------------------------------------
 
 
 def _run(options) -> int:
-    config = _config(options)
+    config, unheard = config_of(options)
+    for name in unheard:
+        _say(f"note: {name} does nothing with the method {config.method}")
     from hspec_lab import store
     from hspec_lab.experiment import Session
     from hspec_lab.lab import Run
@@ -141,114 +143,6 @@ def _run(options) -> int:
         f"prefill apart), stored {run.folder}"
     )
     return 0
-
-
-def _config(options) -> Config:
-    """The config that the options ask for."""
-    prompts = _prompts(options)
-    named = set(_ASKED) | {"method", *_DRAFTING["hierspec"]}
-    given = {name: value for name in named if (value := getattr(options, name)) is not None}
-    if options.config is not None:
-        if given:
-            told = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(given))
-            raise ValueError(f"--config says everything but the prompts: leave out {told}")
-        config = _read_config(options.config)
-        return replace(config, prompts=prompts) if prompts else config
-    if not prompts:
-        raise ValueError("no prompt: give --prompt TEXT, --prompts FILE or --config FILE")
-    settings = {name: given[name] for name in _ASKED if name in given}
-    asked = Config(prompts=prompts, **settings)
-    return replace(asked, draft=_draft(given, asked.format))
-
-
-def _draft(given: dict, format: str) -> Drafting | None:
-    method = given.get("method", "hierspec")
-    tree = {n: given[n] for n in ("tree_size", "depth", "top_k", "head") if n in given}
-    n_tokens = {"draft_len": given["draft_len"]} if "draft_len" in given else {}
-    at_least = {"at_least": n for n in n_tokens.values()}
-    intermediate = given.get("intermediate", f"zoo:intermediate@{format}")
-    # all are made, so that a wrong value is told whichever method was asked for
-    drafts = {"ar": None, "chain": Chain(intermediate, **n_tokens), "eagle2": Eagle2(**tree)}
-    drafts["hierspec"] = Refine(intermediate, drafts["eagle2"], **at_least)
-    for name in _DRAFTING["hierspec"]:
-        if name in given and name not in _DRAFTING[method]:
-            _say(f"note: --{name.replace('_', '-')} does nothing with the method {method}")
-    return drafts[method]
-
-
-def _read_config(where: str) -> Config:
-    text = sys.stdin.read() if where == "-" else _read_text(Path(where))
-    name = "standard input" if where == "-" else where
-    try:
-        fields = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{name}: not valid JSON ({error})") from None
-    if not isinstance(fields, dict):
-        raise ValueError(f"{name}: a config is a JSON object, got {type(fields).__name__}")
-    try:
-        return from_dict(fields)
-    except TypeError as error:
-        raise ValueError(f"{name}: {error}") from None
-
-
-def _prompts(options) -> tuple[str, ...]:
-    if options.prompt and options.prompts is not None:
-        raise ValueError("give --prompt TEXT or --prompts FILE, not both")
-    if options.prompts is not None:
-        return tuple(read_prompts(options.prompts))
-    if not all(options.prompt or ()):
-        raise ValueError("the prompt is empty; decoding needs at least one token")
-    return tuple(options.prompt or ())
-
-
-def read_prompts(path: Path) -> list[str]:
-    """Read prompts from a file.
-
-    Args:
-        path: `.json`, a list of texts or {"prompts": [...]}; `.jsonl`, one object with "prompt"
-            a line; anything else is text, with blank lines between prompts.
-
-    Raises:
-        ValueError: no such file, not in this form, or no prompt in it.
-    """
-    text, kind = _read_text(path), path.suffix.lower()
-    try:
-        if kind == ".json":
-            found = json.loads(text)
-            found = found["prompts"] if isinstance(found, dict) else found
-        elif kind == ".jsonl":
-            found = [json.loads(line)["prompt"] for line in text.splitlines() if line.strip()]
-        else:
-            found = _blocks(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not valid JSON ({error})") from None
-    except (KeyError, TypeError):
-        wanted = '"prompts"' if kind == ".json" else '"prompt" on every line'
-        raise ValueError(f"{path}: no {wanted}") from None
-    if not isinstance(found, list) or not all(isinstance(prompt, str) for prompt in found):
-        raise ValueError(f"{path}: prompts must be a list of texts")
-    if not found or not all(found):
-        raise ValueError(f"{path}: {'an empty prompt' if found else 'no prompt'} in it")
-    return found
-
-
-def _blocks(text: str) -> list[str]:
-    blocks = [[]]
-    for line in text.splitlines():
-        if line.strip():
-            blocks[-1].append(line)
-        elif blocks[-1]:
-            blocks.append([])
-    return ["\n".join(block) for block in blocks if block]
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise ValueError(f"{path}: not UTF-8 text") from None
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror or error}") from None
 
 
 # ---- what is stored --------------------------------------------------------------------------
@@ -321,11 +215,15 @@ def _zoo_train(options) -> int:
 
 def _zoo_export(options) -> int:
     from hspec_lab import zoo
+    from hspec_lab.card import evaluate_zoo, write_card
     from hspec_lab.train.zoo import export_zoo
 
     if not options.work.is_dir():
         raise ValueError(f"{options.work}: no such folder; run `hspec zoo train` first")
-    print(json.dumps(export_zoo(options.work, options.out or zoo.ROOT, options.device), indent=2))
+    facts = export_zoo(options.work, zoo.ROOT, options.device)
+    measured = evaluate_zoo(len(zoo.prompts()))
+    write_card(facts, measured, zoo.ROOT / "MODEL_CARD.md")
+    print(json.dumps({"facts": facts, "measured": measured}, indent=2))
     return 0
 
 
@@ -342,12 +240,10 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> _Parser:
     from hspec_lab import __version__
 
-    about = __doc__.split("\n\n")
     parser = _Parser(
         prog="hspec",
         description="Speculative decoding of quantized language models, measured.",
-        epilog=f"{about[1]}\n\n{about[2]}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=__doc__.split("\n\n")[2],
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"hspec_lab {__version__}")
@@ -398,7 +294,7 @@ def _add_run(commands) -> None:
     add("--depth", type=int, metavar="N", help="levels below the root; 4")
     add("--top-k", type=int, metavar="N", help="children per node; 8")
     add("--draft-len", "--at-least", type=int, metavar="N", dest="draft_len",
-        help="tokens of a chain, or that hierspec's intermediate model has at least; 6")  # fmt: skip
+        help="tokens of a chain, or hierspec's from the intermediate model; 6")  # fmt: skip
     add("--max-new-tokens", type=int, metavar="N", help="128")
     add("--temperature", type=float, metavar="T", help="0 is greedy, the default")
     add("--seed", type=int, metavar="N", help="0")
@@ -406,6 +302,7 @@ def _add_run(commands) -> None:
     add("--row-invariant", action="store_const", const=True,
         help="the same bits for a row whatever is computed beside it; slower")  # fmt: skip
     add("--threads", type=int, metavar="N", help="2")
+    add("--device", metavar="DEVICE", help="cpu")
     _add_store(parser)
 
 
@@ -430,7 +327,6 @@ def _add_zoo(commands) -> None:
         stage.add_argument("--work", type=Path, metavar="DIR", required=True, help="its state")
         stage.add_argument("--device", default="cpu")
     train.add_argument("--steps", nargs="+", default=[], metavar="STAGE=N")
-    export.add_argument("--out", type=Path, metavar="DIR", help="default: the package's own zoo")
 
 
 if __name__ == "__main__":

@@ -12,17 +12,17 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
 from hspec_lab.audit import audit
 from hspec_lab.config import Chain, Config, Drafting, Eagle2, Refine, check_format
-from hspec_lab.experiment import WARMUP_TOKENS, Progress, Session, environment
+from hspec_lab.experiment import WARMUP_TOKENS, Progress, Session, environment, prompts_of
 from hspec_lab.lab import Run
-from hspec_lab.pipeline import Models, reach
+from hspec_lab.pipeline import Models, check, locate, reach
 from hspec_lab.table import rows_of, write_page
 from hspec_lab.terms import METHODS
 
@@ -153,11 +153,12 @@ def run_demo(
         "n_prompts": n_prompts,
         "max_new_tokens": n_tokens,
         "asked_for": asdict(plan),
+        "intermediate_format": plan.intermediate_format or "the target's",
         "drafts": {method: repr(draft_of(method, INTERMEDIATE)) for method in plan.methods},
     }
     if peers:
         rows += _peer_rows(peers, sessions, audits)
-        found["transformers"] = peers[0].version
+        found["transformers"] = version("transformers")
         found["peer"] = comparisons(rows)
     note = f"{n_prompts} held-out prompts x {n_tokens} tokens, greedy, taking turns; measured"
     write_page(report, rows, runs, found, note=note)
@@ -173,11 +174,15 @@ def affordable(plan: Plan, n_tokens: float) -> int:
 
 
 def _load(plan: Plan, progress: Progress) -> dict[tuple[str, str], Session]:
-    models, keys = Models(), [(f, method) for f in plan.formats for method in plan.methods]
-    sessions = {}
-    for n, key in enumerate(keys):
+    keys = [(format, method) for format in plan.formats for method in plan.methods]
+    configs = {key: config_of(plan, *key) for key in keys}
+    for config in configs.values():
+        check(config)
+        prompts_of(config)
+    sessions, models = {}, Models()
+    for n, (key, config) in enumerate(configs.items()):
         progress(n, len(keys), f"loading {key[1]} {key[0]}")
-        sessions[key] = Session(config_of(plan, *key), models)
+        sessions[key] = Session(config, models)
     return sessions
 
 
@@ -277,6 +282,7 @@ def conditions_text(demo: Demo) -> str:
     ):
         lines.append("fewer than asked for, so as to finish in time")
     lines += [f"{method}: {draft}" for method, draft in found["drafts"].items() if draft != "None"]
+    lines.append(f"format of the intermediate model: {found['intermediate_format']}")
     lines.append(
         f"{found['device']} ({found['cpu']}), {found['threads']} threads, torch {found['torch']}, "
         f"load {found['load_average'][0]} before, {found['date']}, commit {found['commit'] or '?'}"
@@ -297,16 +303,16 @@ def conditions_text(demo: Demo) -> str:
 class _PeerTurns:
     """transformers' own decoding of the same weights, and what it took so far."""
 
-    def __init__(self, method: str, decoder: Callable, version: str):
-        self.method, self.version, self._decode = method, version, decoder
+    def __init__(self, peer):
+        self.method, self._peer = peer.method, peer
         self.outputs: list[list[int]] = []
         self.n_tokens, self.seconds = 0, 0.0
 
     def take_turn(self, prompt_ids: list[int], n_tokens: int) -> None:
         if not self.outputs:
-            self._decode(prompt_ids, min(n_tokens, 16))  # does not count
-        ids, seconds, n = self._decode(prompt_ids, n_tokens)
-        self.outputs.append(list(ids))
+            self._peer.measure_prompt(prompt_ids, min(n_tokens, WARMUP_TOKENS))  # does not count
+        ids, n, seconds = self._peer.measure_prompt(prompt_ids, n_tokens)
+        self.outputs.append(ids)
         self.seconds += seconds
         self.n_tokens += n
 
@@ -314,19 +320,11 @@ class _PeerTurns:
 def _load_peers(plan: Plan) -> list[_PeerTurns]:
     if not plan.peer:
         return []
-    import transformers
-
+    # transformers' models take seconds to import
     from hspec_lab.peer import Peer
 
-    assistants = {"generate": None, "assisted": f"{INTERMEDIATE}@fp32"}
-    return [
-        _PeerTurns(
-            method,
-            Peer(f"{TARGET}@fp32", assistant, plan.threads).decode,
-            transformers.__version__,
-        )
-        for method, assistant in assistants.items()
-    ]
+    target = locate(TARGET)
+    return [_PeerTurns(Peer(target)), _PeerTurns(Peer(target, locate(INTERMEDIATE)))]
 
 
 def _peer_rows(peers: list[_PeerTurns], sessions: dict, audits: list[dict]) -> list[dict]:
@@ -347,16 +345,13 @@ def _peer_rows(peers: list[_PeerTurns], sessions: dict, audits: list[dict]) -> l
 def comparisons(rows: list[dict]) -> dict[str, float]:
     """Our speeds over transformers': plain over plain, and the best speculative row over theirs."""
     speed = {(row["format"], row["method"]): row["tokens_per_s"] for row in rows}
-    best = {
-        format: value
-        for (format, method), value in sorted(speed.items(), key=lambda item: item[1])
-        if format != PEER_FORMAT and method != "ar"
-    }
+    drafted = [key for key in speed if key[0] != PEER_FORMAT and key[1] != "ar"]
     assisted = speed[PEER_FORMAT, "assisted"]
     found = {"ar_over_generate": speed["fp32", "ar"] / speed[PEER_FORMAT, "generate"]}
-    if best:
-        found["best_fp32_over_assisted"] = best["fp32"] / assisted
-        found["best_over_assisted"] = max(best.values()) / assisted
+    if drafted:
+        at_fp32 = max(speed[key] for key in drafted if key[0] == "fp32")
+        found["best_fp32_over_assisted"] = at_fp32 / assisted
+        found["best_over_assisted"] = max(speed[key] for key in drafted) / assisted
     return found
 
 

@@ -34,34 +34,38 @@ def rows_of(runs: list[Run]) -> list[dict]:
     return rows
 
 
+# heading, one word a line -> how a row writes it
 _TABLE = {
     "format": lambda row: row["format"],
     "method": lambda row: row["method"],
     "tokens/s": lambda row: f"{row['tokens_per_s']:.1f}",
     "speed-up": lambda row: _with_interval(row),
-    "emitted": lambda row: _number(row, "mean_emitted", ".2f"),
+    "mean emitted": lambda row: _number(row, "mean_emitted", ".2f"),
     "outside loops": lambda row: _number(row, "mean_emitted_outside_loops", ".2f"),
     "in loops": lambda row: _number(row, "loop_share", ".0%"),
     **{
-        phase: lambda row, phase=phase: _number(row["phase_share"], phase, ".0%")
+        phase.replace("_", " "): lambda row, phase=phase: _number(row["phase_share"], phase, ".0%")
         for phase in ROUND_PHASES
     },
-    "mismatches": lambda row: str(row["mismatches"]) + (" BUG" if row.get("bugs") else ""),
+    "mis- matches": lambda row: str(row["mismatches"]) + (" BUG" if row.get("bugs") else ""),
 }
 
 
 def table_text(rows: list[dict]) -> str:
-    """The table as a terminal shows it."""
-    lines = [list(_TABLE), *([write(row) for write in _TABLE.values()] for row in rows)]
+    """Return the table as a terminal shows it."""
+    headings = [heading.split() for heading in _TABLE]
+    top = [words[0] if len(words) > 1 else "" for words in headings]
+    lines = [top, [words[-1] for words in headings]]
+    lines += [[write(row) for write in _TABLE.values()] for row in rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    written, last = [], None
-    for cells in lines:
-        if last is not None and cells[0] != last:
+    written, last = [], top[0]
+    for n, cells in enumerate(lines):
+        if n > 1 and cells[0] != last:
             written.append("")
         last = cells[0]
         padded = [
-            cell.ljust(width) if n < 2 else cell.rjust(width)
-            for n, (cell, width) in enumerate(zip(cells, widths, strict=True))
+            cell.ljust(width) if column < 2 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
         ]
         written.append("  ".join(padded).rstrip())
     return "\n".join(written)

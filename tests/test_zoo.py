@@ -7,9 +7,9 @@ import torch
 from tokenizers import Tokenizer
 
 from hspec_lab import zoo
+from hspec_lab.card import _held_out, compressed_bits_per_byte, evaluate_zoo
 from hspec_lab.model import Checkpoint, Transformer
 from hspec_lab.text import load_tokenizer
-from hspec_lab.train.card import _held_out, compressed_bits_per_byte, evaluate_zoo
 from hspec_lab.train.corpus import SourceFile
 from hspec_lab.train.data import bits_per_byte
 

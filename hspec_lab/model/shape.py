@@ -60,6 +60,9 @@ def read_shape(folder: Path) -> ModelShape:
             f"{folder}: the weights are quantized already ({method}); "
             "give the 16-bit checkpoint and a format such as @w4a16-g128"
         )
+    needed = ("num_attention_heads", "hidden_size", "num_hidden_layers", "vocab_size")
+    if missing := [name for name in needed if not isinstance(fields.get(name), int)]:
+        raise ValueError(f"{path}: {', '.join(missing)} must be a whole number and is not there")
     rope = _rope(folder, fields)
     heads, hidden = fields["num_attention_heads"], fields["hidden_size"]
     eos = fields.get("eos_token_id")

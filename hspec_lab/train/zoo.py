@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
 from hspec_lab.train.corpus import SourceFile, read_corpus
@@ -131,6 +132,7 @@ def export_zoo(work: Path, root: Path, device: str = "cpu") -> dict:
         "torch": torch.__version__,
         "tokens_per_step": TOKENS_PER_STEP,
         "corpus_sha256": hashlib.sha256(training.encode()).hexdigest(),
+        "own_tokens": len(load_file(work / "own.safetensors")["stream"]) - 1,
         "stages": {},
     }
     made = {

@@ -10,7 +10,7 @@ import torch
 
 from hspec_lab import breakdown, zoo
 from hspec_lab.config import Config, Eagle2
-from hspec_lab.experiment import Session
+from hspec_lab.experiment import Session, environment
 from hspec_lab.pipeline import Models
 
 TREE = Eagle2(tree_size=24, depth=4, top_k=8)
@@ -72,14 +72,18 @@ def _held_out() -> dict[str, str]:
     return json.loads((zoo.ROOT / "text" / "held_out.json").read_text(encoding="utf-8"))
 
 
-def write_card(facts: dict, measured: dict, command: str, path: Path) -> None:
+def write_card(facts: dict, measured: dict, path: Path) -> None:
     """Write `MODEL_CARD.md`.
 
     Args:
-        facts: what `zoo.export_zoo` returned.
+        facts: what `train.zoo.export_zoo` returned.
         measured: what `evaluate_zoo` returned.
-        command: how the training was called.
     """
+    conditions = environment(Config())
+    steps = " ".join(
+        f"{k.replace('-eagle2', '_head')}={v['steps']}" for k, v in facts["stages"].items()
+    )
+    command = f"hspec zoo train --work zoo_train --steps {steps} own_tokens={facts['own_tokens']}"
     stages, held_out = facts["stages"], _held_out()
     names = ", ".join(f"`{name}`" for name in held_out)
     rows = []
@@ -101,7 +105,9 @@ def write_card(facts: dict, measured: dict, command: str, path: Path) -> None:
             date=datetime.now(UTC).date().isoformat(),
             command=command,
             **{k: f"{v:.3f}" for k, v in measured.items()},
-            **{k: facts[k] for k in ("python", "cpu", "torch", "n_prompts", "corpus_sha256")},
+            cpu=conditions["cpu"],
+            n_prompts=len(zoo.prompts()),
+            **{k: facts[k] for k in ("python", "torch", "corpus_sha256")},
         ),
         encoding="utf-8",
     )
