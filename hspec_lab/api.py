@@ -10,7 +10,7 @@ from hspec_lab.experiment import Progress, environment, measure
 from hspec_lab.lab import Run
 
 # a stored run answers only where these agree with here and now
-SAME = ("device", "cpu", "threads", "torch")
+SAME = ("device", "cpu", "threads", "torch", "weights")
 
 
 def run(
@@ -31,7 +31,7 @@ def run(
         ValueError: something about the config, a checkpoint or a prompt is wrong.
     """
     root = Path(root) if root is not None else store.store_root()
-    here = environment(config) | {"threads": config.threads}
+    here = environment(config)
     key = {name: here[name] for name in SAME}
     folder = None if again else store.find(root, config_id(config), key)
     if folder is None:

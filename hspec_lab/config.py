@@ -21,9 +21,16 @@ MAX_TREE_SIZE = 1024
 
 
 def _at_least_one(owner: str, name: str, value: int, at_most: int | None = None) -> None:
-    if not isinstance(value, int) or value < 1 or (at_most and value > at_most):
+    if type(value) is not int or value < 1 or (at_most and value > at_most):
         wanted = f"1..{at_most}" if at_most else ">= 1"
         raise ValueError(f"{owner}: {name} must be {wanted}, got {value!r}")
+
+
+def _is_text(value) -> bool:
+    try:
+        return isinstance(value, str) and bool(value.encode())
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return False
 
 
 def check_format(name: str) -> str:
@@ -35,8 +42,10 @@ def check_format(name: str) -> str:
 
 def split_model(reference: str) -> tuple[str, str]:
     """Split `where@format` into folder (or `zoo:name`) and format; fp32 when none is given."""
-    where, _, format = reference.partition("@")
-    if not where:
+    where, _, format = str(reference).rpartition("@")
+    if not where or "/" in format:  # an @ in a folder's name is not ours
+        where, format = str(reference), ""
+    if not isinstance(reference, str) or not where or where.startswith("@"):
         raise ValueError(
             f"a model is written 'folder@format' or 'zoo:name@format', got {reference!r}"
         )
@@ -124,11 +133,17 @@ class Config:
             _at_least_one("Config", name, getattr(self, name))
         for name in ("prompts", "stop"):
             value = getattr(self, name)
-            if isinstance(value, str) or not all(isinstance(text, str) and text for text in value):
+            if not isinstance(value, tuple | list) or not all(map(_is_text, value)):
                 raise ValueError(f"{name} must be a tuple of non-empty texts, got {value!r}")
             object.__setattr__(self, name, tuple(value))
-        if not 0.0 <= self.temperature <= 10.0:
-            raise ValueError(f"temperature must be 0 (greedy) .. 10, got {self.temperature}")
+        heat = self.temperature
+        if type(heat) not in (int, float) or not (heat == 0 or 1e-3 <= heat <= 10):
+            raise ValueError(f"temperature must be 0 (greedy) or 0.001 .. 10, got {heat!r}")
+        object.__setattr__(self, "temperature", float(heat))
+        if type(self.seed) is not int or not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed must be a whole number 0 .. 2**63 - 1, got {self.seed!r}")
+        if not isinstance(self.row_invariant, bool):
+            raise ValueError(f"row_invariant must be True or False, got {self.row_invariant!r}")
 
     @property
     def format(self) -> str:
@@ -176,7 +191,10 @@ def _make(kind, fields: dict):
     known = {f.name for f in dataclasses.fields(kind)}
     if unknown := sorted(set(fields) - known):
         raise ValueError(f"{kind.__name__} has no {', '.join(unknown)}; known: {', '.join(known)}")
-    return kind(**fields)
+    try:
+        return kind(**fields)
+    except TypeError as error:  # a field without a default is missing
+        raise ValueError(f"{kind.__name__}: {error}") from None
 
 
 def config_id(config: Config) -> str:

@@ -107,12 +107,19 @@ def decode(
     Yields:
         Rounds until one is `finished`.
     """
+    if not prompt or max_new_tokens < 1:
+        raise ValueError(
+            f"decoding needs a prompt and a token to emit, got {len(prompt)} and {max_new_tokens}"
+        )
     with torch.inference_mode():
         cut = _Cutter(stream, eos_ids, max_new_tokens)
         recorder.start_prompt(prompt_index, warmup)
         last = cut(-1, verifier.start(prompt), 0)
+        text = verifier.tokens
     yield last
     while not last.finished:
+        if verifier.tokens is not text:
+            raise RuntimeError("another decoding was started on this level; one at a time")
         # the mode must not leak into the consumer's code between two rounds
         with torch.inference_mode():
             kv_len = verifier.cache.kv_len

@@ -20,9 +20,10 @@ import torch
 from hspec_lab import store, zoo
 from hspec_lab.config import Config, as_dict, config_id
 from hspec_lab.decode import Round, decode
-from hspec_lab.pipeline import Models, build, check, check_prompt, tokenizer_of
+from hspec_lab.pipeline import Models, build, check, fingerprint, tokenizer_of
+from hspec_lab.sample import SeededChoose
 from hspec_lab.text import TextStream
-from hspec_lab.trace import Recorder
+from hspec_lab.trace import NO_RECORDER, Recorder
 
 # the first decoding of a process pays for memory and for operators that tune themselves
 WARMUP_TOKENS = 16
@@ -35,7 +36,8 @@ def environment(config: Config) -> dict:
     return {
         "device": config.device,
         "cpu": _cpu_name(),
-        "threads": torch.get_num_threads(),
+        "threads": config.threads,
+        "weights": fingerprint(config),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "load_average": [round(load, 2) for load in os.getloadavg()],
         "python": platform.python_version(),
@@ -91,40 +93,57 @@ class Session:
     """
 
     def __init__(self, config: Config, models: Models | None = None, *, record: bool = True):
-        check(config)
-        prompts = prompts_of(config)
-        torch.set_num_threads(config.threads)
-        self.config, self.prompts = config, prompts
+        self.config, self.prompts = config, prompts_of(config)
         self.tokenizer = tokenizer_of(config)
-        self.prompt_ids = [self.tokenizer.encode(prompt).ids for prompt in prompts]
-        models = models or Models()
-        for ids in self.prompt_ids:
-            check_prompt(config, models, len(ids))
-        self.recorder = Recorder() if record else None
-        recording = {"recorder": self.recorder} if record else {}
-        self.verifier = build(config, models, max(map(len, self.prompt_ids)), **recording)
-        self.recording = recording
+        self.prompt_ids = [self.tokenizer.encode(prompt).ids for prompt in self.prompts]
+        check(config, self.prompt_ids)
+        torch.set_num_threads(config.threads)
+        self.recorder = Recorder() if record else NO_RECORDER
+        self.choose = SeededChoose(config.seed)
+        self.verifier = build(
+            config,
+            models or Models(),
+            max(map(len, self.prompt_ids)),
+            choose=self.choose,
+            recorder=self.recorder,
+        )
         self.eos_ids = self.verifier.model.shape.eos_ids
         self.rounds: dict[int, list[Round]] = {}
 
     def rounds_of(self, index: int, warmup: bool = False, max_new_tokens: int | None = None):
-        """Decode prompt `index`, yielding its rounds; only a whole output is kept."""
-        stream = TextStream(self.tokenizer, self.config.stop)
-        rounds = []
-        for item in decode(
-            self.verifier,
-            self.prompt_ids[index],
-            stream,
-            max_new_tokens=max_new_tokens or self.config.max_new_tokens,
-            eos_ids=self.eos_ids,
-            prompt_index=index,
-            warmup=warmup,
-            **self.recording,
-        ):
-            rounds.append(item)
-            yield item
+        """Decode prompt `index`, yielding its rounds; only a whole output is kept.
+
+        What is drawn depends on the seed and the prompt alone.  Decoding a prompt again replaces
+        its earlier output.
+        """
+        torch.set_num_threads(self.config.threads)
         if not warmup:
-            self.rounds[index] = rounds
+            self._forget(index)
+        self.choose.begin(index)
+        rounds = []
+        try:
+            for item in decode(
+                self.verifier,
+                self.prompt_ids[index],
+                TextStream(self.tokenizer, self.config.stop),
+                max_new_tokens=max_new_tokens or self.config.max_new_tokens,
+                eos_ids=self.eos_ids,
+                prompt_index=index,
+                warmup=warmup,
+                recorder=self.recorder,
+            ):
+                rounds.append(item)
+                yield item
+        finally:
+            if not warmup:
+                if rounds and rounds[-1].finished:
+                    self.rounds[index] = rounds
+                else:
+                    self._forget(index)
+
+    def _forget(self, index: int) -> None:
+        self.rounds.pop(index, None)
+        self.recorder.forget(index)
 
     def warm_up(self) -> None:
         """Decode a few tokens that do not count."""
@@ -155,7 +174,10 @@ class Session:
 
     def write(self, root: Path, audits: list[dict] = (), kind: str = "measured") -> Path:
         """Store everything decoded so far as one run folder; returns it."""
-        decoded = sorted(self.rounds)
+        if self.recorder is NO_RECORDER or not self.rounds:
+            raise ValueError("nothing was recorded: decode at least one prompt, with record=True")
+        # a prompt that was not decoded has no rows and an empty output
+        decoded = range(max(self.rounds) + 1)
         head = {
             "kind": kind,
             "config": as_dict(self.config),
@@ -164,7 +186,7 @@ class Session:
             "format": self.config.format,
             "environment": environment(self.config),
             "prompts": [self.prompts[index] for index in decoded],
-            "outputs": [self.output(index) for index in decoded],
+            "outputs": [self.output(i) if i in self.rounds else "" for i in decoded],
             "prefill": {"prompt_tokens": [len(self.prompt_ids[index]) for index in decoded]},
             "audits": list(audits),
         }

@@ -4,6 +4,8 @@ Everything a person can get wrong is checked before any weight is quantized, and
 levels or two configs share is loaded once.
 """
 
+import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -13,9 +15,12 @@ from hspec_lab import zoo
 from hspec_lab.config import Chain, Config, Drafting, Eagle2, Refine, split_model
 from hspec_lab.draft import Eagle2Drafter, RefineDrafter
 from hspec_lab.model import Checkpoint, EagleHead, Transformer
+from hspec_lab.model.checkpoint import head_tensors, model_tensors
+from hspec_lab.model.eagle import check_head_fits
 from hspec_lab.model.shape import ROPE_SLACK
-from hspec_lab.sample import seeded_choose
-from hspec_lab.text import check_same_vocabulary, load_tokenizer
+from hspec_lab.model.transformer import check_format
+from hspec_lab.sample import SeededChoose
+from hspec_lab.text import check_same_vocabulary, load_tokenizer, n_entries
 from hspec_lab.trace import NO_RECORDER
 from hspec_lab.verify import Verifier
 
@@ -32,10 +37,13 @@ def locate(where: str) -> Path:
     return zoo.folder(where[4:]) if where.startswith("zoo:") else Path(where).expanduser()
 
 
-def head_folder(model: str) -> Path:
-    """Where the EAGLE-2 head of a model lies when none is named: beside it, `<name>-eagle2`."""
-    folder = locate(split_model(model)[0])
-    return folder.with_name(folder.name + "-eagle2")
+def head_of(draft: Eagle2, model: str) -> tuple[Path, str]:
+    """Folder and format of a draft head; unnamed, it lies beside its model as `<name>-eagle2`."""
+    if draft.head:
+        where, format = split_model(draft.head)
+        return locate(where), format
+    folder = locate(split_model(model)[0]).resolve()
+    return folder.with_name(folder.name + "-eagle2"), "fp32"
 
 
 def levels(config: Config) -> list[str]:
@@ -75,36 +83,44 @@ class Models:
         where, format = split_model(model)
         key = (str(locate(where)), format, row_invariant, device)
         if key not in self._loaded:
-            checkpoint = Checkpoint(locate(where))
             self._loaded[key] = Transformer(
-                checkpoint, format, row_invariant=row_invariant, device=device
+                Checkpoint(locate(where)),
+                format,
+                row_invariant=row_invariant,
+                device=device,
+                n_known=n_entries(load_tokenizer(locate(where))),
             )
         return self._loaded[key]
 
-    def head(self, head: str | None, model: str, over: Transformer) -> EagleHead:
-        where, format = split_model(head) if head else (str(head_folder(model)), "fp32")
-        key = (str(locate(where)), format, id(over))
+    def head(self, draft: Eagle2, model: str, over: Transformer) -> EagleHead:
+        folder, format = head_of(draft, model)
+        key = (str(folder), format, id(over))
         if key not in self._loaded:
-            self._loaded[key] = EagleHead(Checkpoint(locate(where)), format, over)
+            self._loaded[key] = EagleHead(Checkpoint(folder), format, over)
         return self._loaded[key]
 
 
-def check(config: Config) -> None:
-    """Find what is wrong with a config before any long work starts; ValueError says what."""
-    if config.device != "cpu" and not torch.cuda.is_available():
-        raise ValueError(f"device {config.device!r}: no CUDA device here; use device='cpu'")
+def check(config: Config, prompts: Sequence[list[int]] = ()) -> None:
+    """Find what is wrong with a config before any weight is read; ValueError says what.
+
+    Args:
+        prompts: token ids of what is to be decoded.
+    """
+    if config.device != "cpu":
+        _check_device(config.device)
     models = levels(config)
-    for model in models:
-        Checkpoint(locate(split_model(model)[0]))
-    target = locate(split_model(models[0])[0])
-    load_tokenizer(target)
-    for model in models[1:]:
-        check_same_vocabulary(target, locate(split_model(model)[0]))
-    draft, model = config.draft, config.target
-    while isinstance(draft, Refine):
-        draft, model = draft.draft, draft.model
-    if isinstance(draft, Eagle2):
-        Checkpoint(locate(split_model(draft.head)[0]) if draft.head else head_folder(model))
+    if len(models) > len(BELOW) + 1:
+        raise ValueError(f"{len(models)} models in a hierarchy; at most {len(BELOW) + 1} are named")
+    folders = [locate(split_model(model)[0]) for model in models]
+    for model, folder in zip(models, folders, strict=True):
+        _check_level(config, model, folder, prompts)
+    for folder in folders[1:]:
+        check_same_vocabulary(folders[0], folder)
+    if (bottom := _bottom(config)) is not None:
+        draft, model = bottom
+        head = Checkpoint(head_of(draft, model)[0])
+        head.check(head_tensors(head.shape))
+        check_head_fits(head, Checkpoint(locate(split_model(model)[0])))
     if reach(config.draft) > ROPE_SLACK:
         raise ValueError(
             f"the draft reaches {reach(config.draft)} tokens ahead, beyond the cache's "
@@ -112,17 +128,50 @@ def check(config: Config) -> None:
         )
 
 
-def check_prompt(config: Config, models: Models, n_tokens: int) -> None:
-    """ValueError when a prompt and its output do not fit a level's context."""
-    if n_tokens == 0:
-        raise ValueError("the prompt is empty; decoding needs at least one token")
-    for model in levels(config):
-        shape = models.transformer(model, config.row_invariant, config.device).shape
-        if n_tokens + config.max_new_tokens > shape.context:
+def _check_level(config: Config, model: str, folder: Path, prompts: Sequence[list[int]]) -> None:
+    checkpoint = Checkpoint(folder)
+    shape = checkpoint.shape
+    checkpoint.check(model_tensors(shape))
+    check_format(shape, split_model(model)[1])
+    n = n_entries(load_tokenizer(folder))
+    if n > shape.vocab:
+        raise ValueError(f"{folder}: the tokenizer has {n} entries, the model {shape.vocab}")
+    for prompt in prompts:
+        if len(prompt) == 0:
+            raise ValueError("the prompt is empty; decoding needs at least one token")
+        if len(prompt) + config.max_new_tokens > shape.context:
             raise ValueError(
-                f"a prompt of {n_tokens} tokens and {config.max_new_tokens} new ones exceed the "
+                f"a prompt of {len(prompt)} tokens and {config.max_new_tokens} new ones exceed the "
                 f"context of {model}, {shape.context} tokens: shorten one of them"
             )
+
+
+def _check_device(device: str) -> None:
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        kind = ""
+    if kind != "cuda":
+        raise ValueError(f"device {device!r} is not supported; supported: cpu, cuda")
+    if not torch.cuda.is_available():
+        raise ValueError(f"device {device!r}: no CUDA device here; use device='cpu'")
+
+
+def _bottom(config: Config) -> tuple[Eagle2, str] | None:
+    """The draft head at the bottom of the hierarchy and the model it drafts for."""
+    draft, model = config.draft, config.target
+    while isinstance(draft, Refine):
+        draft, model = draft.draft, draft.model
+    return (draft, model) if isinstance(draft, Eagle2) else None
+
+
+def fingerprint(config: Config) -> str:
+    """Twelve hex digits that change when a weight file of any level is written again."""
+    folders = [locate(split_model(model)[0]) for model in levels(config)]
+    if (bottom := _bottom(config)) is not None:
+        folders.append(head_of(*bottom)[0])
+    facts = "".join(Checkpoint(folder).fingerprint() for folder in folders)
+    return hashlib.sha256(facts.encode()).hexdigest()[:12]
 
 
 def build(
@@ -135,8 +184,7 @@ def build(
         choose: draws an index from probabilities; seeded by the config when None.
         recorder: is told about every phase of every level.
     """
-    check_prompt(config, models, n_tokens)
-    choose = choose or seeded_choose(config.seed)
+    choose = choose or SeededChoose(config.seed)
     return _Builder(config, models, n_tokens, choose, recorder).target()
 
 
@@ -172,14 +220,14 @@ class _Builder:
             return None
         if isinstance(draft, Eagle2):
             return Eagle2Drafter(
-                self.models.head(draft.head, model, over),
+                self.models.head(draft, model, over),
                 tree_size=draft.tree_size,
                 depth=draft.depth,
                 top_k=draft.top_k,
                 capacity=self.text_rows,
                 recorder=self.recorder,
             )
-        level = BELOW.get(above, "intermediate3")
+        level = BELOW[above]
         if isinstance(draft, Chain):
             return RefineDrafter(
                 self.verifier(draft.model, None, level, "draft"), at_least=draft.draft_len

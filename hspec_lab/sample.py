@@ -4,6 +4,7 @@ Everything random goes through `choose(probabilities) -> index`.  The shipped ch
 seeded generator; a test hands in one that walks every branch and multiplies the probabilities.
 """
 
+import hashlib
 from collections.abc import Callable
 
 import torch
@@ -12,28 +13,37 @@ from torch import Tensor
 Choose = Callable[[Tensor], int]
 
 
-def seeded_choose(seed: int) -> Choose:
-    """A chooser that draws from fp32 [m] probabilities; they need not sum to exactly one."""
-    generator = torch.Generator().manual_seed(seed)
+class SeededChoose:
+    """Draws an index from fp32 [m] probabilities, which need not sum to exactly one."""
 
-    def choose(probabilities: Tensor) -> int:
-        return int(torch.multinomial(probabilities.cpu(), 1, generator=generator))
+    def __init__(self, seed: int):
+        self.seed, self._generator = seed, torch.Generator()
+        self.begin(0)
 
-    return choose
+    def begin(self, prompt: int) -> None:
+        """Start the stream of draws of one prompt, whatever was drawn before."""
+        both = hashlib.sha256(f"{self.seed} {prompt}".encode()).digest()
+        self._generator.manual_seed(int.from_bytes(both[:7], "little"))
+
+    def __call__(self, probabilities: Tensor) -> int:
+        return int(torch.multinomial(probabilities.cpu(), 1, generator=self._generator))
 
 
 def distribution(logits: Tensor, temperature: float) -> Tensor:
     """Probabilities at a temperature > 0, fp32, same shape as `logits`."""
-    return torch.softmax(logits.float() / temperature, dim=-1)
+    # the largest first, or a tiny temperature would make infinity minus infinity of it
+    shifted = logits.float() - logits.amax(dim=-1, keepdim=True)
+    return torch.softmax(shifted / temperature, dim=-1)
 
 
 def check_finite(logits: Tensor, who: str) -> None:
-    """ValueError when a model has produced NaN; infinities would do no harm in a softmax."""
-    # one reduction: a NaN anywhere makes the sum NaN, and so does inf - inf
-    if torch.isnan(logits.sum()):
-        n_bad = int(torch.isnan(logits).any(dim=-1).sum())
-        if n_bad:
+    """ValueError when a model has produced NaN or infinite logits."""
+    # one reduction: a NaN or infinity anywhere makes the sum NaN or infinite
+    if not torch.isfinite(logits.sum()):
+        bad = ~torch.isfinite(logits).all(dim=-1)
+        if bad.any():
+            kind = "NaN" if torch.isnan(logits).any() else "infinity"
             raise ValueError(
-                f"{who}: NaN in the logits of {n_bad} of {logits.shape[0]} rows; "
+                f"{who}: {kind} in the logits of {int(bad.sum())} of {logits.shape[0]} rows; "
                 "check the checkpoint, or decode it at fp32"
             )

@@ -15,15 +15,27 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     path = Path(folder) / "tokenizer.json"
     if path.is_file():
         try:
-            return Tokenizer.from_file(str(path))
+            return _plain(Tokenizer.from_file(str(path)))
         except Exception as error:  # the library raises bare Exception
             raise ValueError(f"{path}: not a tokenizer ({error})") from None
     if (Path(folder) / "tokenizer.model").is_file():
         # an older layout that transformers knows how to convert
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(folder).backend_tokenizer
+        return _plain(AutoTokenizer.from_pretrained(folder).backend_tokenizer)
     raise ValueError(f"{folder}: no tokenizer.json and no tokenizer.model")
+
+
+def _plain(tokenizer: Tokenizer) -> Tokenizer:
+    """Without the cutting and padding that some training scripts leave in the file."""
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def n_entries(tokenizer: Tokenizer) -> int:
+    """One more than the largest id a tokenizer knows."""
+    return max(tokenizer.get_vocab().values()) + 1
 
 
 def check_same_vocabulary(first: Path, second: Path) -> None:
@@ -53,12 +65,15 @@ class TextStream:
     def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...] = ()):
         self._tokenizer, self._stop = tokenizer, stop
         self._decoder = DecodeStream(skip_special_tokens=True)
-        self._held = ""
+        self._held, self._ids, self._n_certain = "", [], 0
         self.stopped = False
 
     def push(self, token: int) -> str:
         """Text that `token` made certain; sets `stopped` when a stop text is complete."""
-        text = self._held + (self._decoder.step(self._tokenizer, token) or "")
+        certain = self._decoder.step(self._tokenizer, token) or ""
+        self._ids.append(token)
+        self._n_certain += len(certain)
+        text = self._held + certain
         found = [at for at in (text.find(stop) for stop in self._stop) if at >= 0]
         if found:
             self._held, self.stopped = "", True
@@ -68,8 +83,10 @@ class TextStream:
         return text[: len(text) - keep]
 
     def flush(self) -> str:
-        """What was held back, once the output has ended otherwise."""
-        held, self._held = self._held, ""
+        """What was held back, and what half a character stands for, once the output has ended."""
+        whole = self._tokenizer.decode(self._ids, skip_special_tokens=True)
+        held, self._held = self._held + whole[self._n_certain :], ""
+        self._n_certain = len(whole)
         return held
 
 

@@ -101,6 +101,13 @@ class Recorder:
         self._prompt, self._round = (prompt, warmup), -1
         self._allowed, self._open = _BEFORE_ROUNDS, False
 
+    def forget(self, prompt: int) -> None:
+        """Drop what was recorded of a prompt, its warm-up excepted."""
+        key = (prompt, False)
+        self._rounds = [row for row in self._rounds if row[:2] != key]
+        self._spans = [row for row in self._spans if row[0] != key]
+        self._finished, self._allowed, self._open = len(self._spans), _NOTHING, False
+
     def begin_round(self, kv_len: int) -> None:
         """Begin the prompt's next round; the target has `kv_len` tokens stored."""
         if self._allowed is _IN_ROUND or self._open or self._prompt is None:
@@ -198,6 +205,9 @@ class NullRecorder:
     __slots__ = ()
 
     def start_prompt(self, prompt, warmup=False) -> None:
+        """Do nothing."""
+
+    def forget(self, prompt) -> None:
         """Do nothing."""
 
     def begin_round(self, kv_len) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from hspec_lab.accept import Proposal
 from hspec_lab.model.eagle import EagleHead
+from hspec_lab.model.transformer import PREFILL_CHUNK
 from hspec_lab.trace import NO_RECORDER
 from hspec_lab.tree import Tree
 
@@ -89,6 +90,7 @@ class Eagle2Drafter:
     def prepare(self) -> None:
         with self.recorder.span("prefill", self.level, len(self._tokens), self.cache.kv_len):
             self._ingest()
+            self.head.model.logits(self._root)  # refuses a head whose weights are not finite
 
     def propose(self) -> Proposal:
         n_rows = len(self._tokens) + 1
@@ -99,16 +101,19 @@ class Eagle2Drafter:
 
     def _ingest(self) -> None:
         """Run the head over what it was told, with the model's true features."""
-        n = len(self._tokens)
         tokens = torch.tensor(self._tokens, device=self.head.model.device)
-        rows = self.head.geometry.path_rows(self.cache.kv_len, n)
-        guessed = self.head.forward(tokens, torch.cat(self._features), self.cache, rows)
-        self.cache.commit(list(range(n)))
+        features = torch.cat(self._features)
+        for start in range(0, len(tokens), PREFILL_CHUNK):
+            part = slice(start, start + PREFILL_CHUNK)
+            n = len(tokens[part])
+            rows = self.head.geometry.path_rows(self.cache.kv_len, n)
+            guessed = self.head.forward(tokens[part], features[part], self.cache, rows)
+            self.cache.commit(list(range(n)))
         self._root = guessed[-1:]
         self._tokens, self._features = [], []
 
     def _top_k(self, guessed: Tensor) -> tuple[np.ndarray, np.ndarray]:
-        logits = self.head.model.lm_head(guessed)
+        logits = self.head.model.lm_head(guessed)[:, : self.head.model.n_known]
         # rounding can lift a log-probability above 0, and a child above its parent with it
         log_p = torch.log_softmax(logits, dim=-1).clamp_(max=0)
         return stable_top_k(log_p, self.top_k)
@@ -122,9 +127,8 @@ class Eagle2Drafter:
         tokens, scores, parents = [ids[0]], [values[0]], [np.full(k, -1)]
         frontier = np.arange(k)  # history indices
         features = self._root.expand(k, -1)
-        seen = np.zeros(
-            (k, 0), dtype=bool
-        )  # rows of earlier levels each frontier node descends from
+        # rows of earlier levels that each frontier node descends from
+        seen = np.zeros((k, 0), dtype=bool)
         n_history = k
         for level in range(1, self.depth):
             node_tokens = np.concatenate(tokens)[frontier]

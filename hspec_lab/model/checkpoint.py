@@ -1,14 +1,65 @@
-"""Reading Hugging Face folders: safetensors only, whole files only, one clear line otherwise."""
+"""Reading Hugging Face folders: safetensors only, whole files only, one clear line otherwise.
 
-import json
+What a checkpoint must hold follows from its shape (`model_tensors`, `head_tensors`), so that a
+missing or foreign tensor is found from the files' headers, before anything is loaded.
+"""
+
+import hashlib
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from hspec_lab.model.shape import ModelShape, read_shape
+from hspec_lab.model.shape import ModelShape, read_object, read_shape
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+DTYPES = ("F64", "F32", "F16", "BF16")
+
+Sizes = dict[str, tuple[int, ...]]
+
+
+def layer_tensors(shape: ModelShape, prefix: str, input_norm: bool = True) -> Sizes:
+    """Names and sizes of one decoder layer."""
+    h, inner, D = shape.hidden, shape.inner, shape.head_dim
+    q_out, kv_out = shape.heads * D, shape.kv_heads * D
+    matrices = {
+        "self_attn.q_proj": (q_out, h, shape.qkv_bias),
+        "self_attn.k_proj": (kv_out, h, shape.qkv_bias),
+        "self_attn.v_proj": (kv_out, h, shape.qkv_bias),
+        "self_attn.o_proj": (h, q_out, shape.o_bias),
+        "mlp.gate_proj": (inner, h, shape.mlp_bias),
+        "mlp.up_proj": (inner, h, shape.mlp_bias),
+        "mlp.down_proj": (h, inner, shape.mlp_bias),
+    }
+    sizes: Sizes = {"post_attention_layernorm.weight": (h,)}
+    if input_norm:
+        sizes["input_layernorm.weight"] = (h,)
+    if shape.qk_norm:
+        sizes |= {"self_attn.q_norm.weight": (D,), "self_attn.k_norm.weight": (D,)}
+    for name, (out, into, has_bias) in matrices.items():
+        sizes[f"{name}.weight"] = (out, into)
+        if has_bias:
+            sizes[f"{name}.bias"] = (out,)
+    return {f"{prefix}.{name}": size for name, size in sizes.items()}
+
+
+def model_tensors(shape: ModelShape) -> Sizes:
+    """Names and sizes of a whole model."""
+    sizes: Sizes = {
+        "model.embed_tokens.weight": (shape.vocab, shape.hidden),
+        "model.norm.weight": (shape.hidden,),
+    }
+    if not shape.tied:
+        sizes["lm_head.weight"] = (shape.vocab, shape.hidden)
+    for layer in range(shape.layers):
+        sizes |= layer_tensors(shape, f"model.layers.{layer}")
+    return sizes
+
+
+def head_tensors(shape: ModelShape) -> Sizes:
+    """Names and sizes of an EAGLE-2 head; its first norm is optional and left out here."""
+    h = shape.hidden
+    return {"fc.weight": (h, 2 * h)} | layer_tensors(shape, "layers.0", input_norm=False)
 
 
 class Checkpoint:
@@ -24,8 +75,8 @@ class Checkpoint:
         if not self.folder.is_dir():
             raise ValueError(f"{folder}: no such folder; a model is a folder or zoo:name")
         self.shape: ModelShape = read_shape(self.folder)
-        self._files = {}
-        for path in _weight_files(self.folder):
+        self._files, self._paths = {}, _weight_files(self.folder)
+        for path in self._paths:
             try:
                 file = safe_open(path, framework="pt")
             except (SafetensorError, OSError) as error:
@@ -36,25 +87,52 @@ class Checkpoint:
     def __contains__(self, name: str) -> bool:
         return name in self._files
 
-    def tensor(self, name: str, shape: tuple[int, ...] | None = None) -> Tensor:
-        """One tensor as stored; ValueError when it is missing or of another shape."""
+    def check(self, sizes: Sizes) -> None:
+        """ValueError when a tensor is missing, of another size or not floating point."""
+        for name, size in sizes.items():
+            if name not in self._files:
+                raise ValueError(f"{self.folder}: tensor {name} is missing from the checkpoint")
+            stored = self._files[name].get_slice(name)
+            if tuple(stored.get_shape()) != size:
+                raise ValueError(
+                    f"{self.folder}: {name} is {stored.get_shape()}, config.json says {list(size)}"
+                )
+            if stored.get_dtype() not in DTYPES:
+                raise ValueError(
+                    f"{self.folder}: {name} is stored as {stored.get_dtype()}; "
+                    f"weights are read from {', '.join(DTYPES)}"
+                )
+        # a bias that the config does not announce would change the text if it were left out
+        announced = {"fc.bias", *sizes}
+        for name in self._files:
+            owner = name.removesuffix(".bias") + ".weight"
+            if name.endswith(".bias") and owner in sizes and name not in announced:
+                raise ValueError(f"{self.folder}: {name} is there, but config.json says no bias")
+
+    def tensor(self, name: str) -> Tensor:
+        """One tensor as stored; ValueError when it is missing."""
         if name not in self._files:
             raise ValueError(f"{self.folder}: tensor {name} is missing from the checkpoint")
-        tensor = self._files[name].get_tensor(name)
-        if shape is not None and tensor.shape != shape:
-            raise ValueError(
-                f"{self.folder}: {name} is {list(tensor.shape)}, config.json says {list(shape)}"
-            )
-        return tensor
+        return self._files[name].get_tensor(name)
 
     def optional(self, name: str) -> Tensor | None:
         return self._files[name].get_tensor(name) if name in self._files else None
+
+    def fingerprint(self) -> str:
+        """Twelve hex digits that change when a weight file is written again."""
+        facts = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in self._paths]
+        return hashlib.sha256(repr(facts).encode()).hexdigest()[:12]
 
 
 def _weight_files(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        where = read_object(index).get("weight_map")
+        if not isinstance(where, dict) or not all(isinstance(v, str) for v in where.values()):
+            raise ValueError(f"{index}: weight_map must map tensor names to file names")
+        names = sorted(set(where.values()))
+        if foreign := [name for name in names if Path(name).name != name]:
+            raise ValueError(f"{index}: {foreign[0]!r} is not a file of this folder")
         paths = [folder / name for name in names]
         if missing := [path.name for path in paths if not path.is_file()]:
             raise ValueError(f"{folder}: {', '.join(missing)} is missing; the index names it")

@@ -7,14 +7,30 @@ guesses token i + 2.
     source  Li et al. 2024, EAGLE-2, arXiv 2406.16858
 """
 
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
 from hspec_lab.kv import KVCache
-from hspec_lab.model.checkpoint import Checkpoint
+from hspec_lab.model.checkpoint import Checkpoint, head_tensors
 from hspec_lab.model.layer import DecoderLayer, Rows
-from hspec_lab.model.transformer import Transformer
+from hspec_lab.model.shape import ModelShape, with_context
+from hspec_lab.model.transformer import Geometry, Transformer
 from hspec_lab.quant import make_linear
+
+
+def check_head_fits(head: Checkpoint, model: Checkpoint) -> None:
+    """ValueError when a head was made for a model of other sizes."""
+    _check_sizes(head.folder, head.shape, model.folder, model.shape)
+
+
+def _check_sizes(folder: Path, shape: ModelShape, over: Path, theirs: ModelShape) -> None:
+    if (shape.hidden, shape.vocab) != (theirs.hidden, theirs.vocab):
+        raise ValueError(
+            f"{folder}: a head for hidden size {shape.hidden} and vocabulary {shape.vocab}, "
+            f"but {over.name} has {theirs.hidden} and {theirs.vocab}"
+        )
 
 
 class EagleHead:
@@ -22,15 +38,13 @@ class EagleHead:
 
     def __init__(self, checkpoint: Checkpoint, format: str, model: Transformer):
         shape, theirs = checkpoint.shape, model.shape
-        if (shape.hidden, shape.vocab) != (theirs.hidden, theirs.vocab):
-            raise ValueError(
-                f"{checkpoint.folder}: a head for hidden size {shape.hidden} and vocabulary "
-                f"{shape.vocab}, but {model.folder.name} has {theirs.hidden} and {theirs.vocab}"
-            )
-        h = shape.hidden
+        _check_sizes(checkpoint.folder, shape, model.folder, theirs)
+        checkpoint.check(head_tensors(shape))
         self.shape, self.format, self.model = shape, format, model
-        self.geometry = type(model.geometry)(shape, checkpoint.folder, False, model.device)
-        fc = checkpoint.tensor("fc.weight", (h, 2 * h)).float()
+        # a head follows its model to any position, whatever length it was trained on
+        far = with_context(shape, theirs.context)
+        self.geometry = Geometry(far, checkpoint.folder, False, model.device)
+        fc = checkpoint.tensor("fc.weight").float()
         bias = checkpoint.optional("fc.bias")
         bias = None if bias is None else bias.float().to(model.device)
         self.fc = make_linear(fc.to(model.device), format, bias=bias)

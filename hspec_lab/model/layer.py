@@ -61,44 +61,36 @@ class DecoderLayer:
         self.index, self.shape = index, shape
         self.groups = shape.heads // shape.kv_heads
         self.eps = shape.norm_eps
-        D, h = shape.head_dim, shape.hidden
+        D = shape.head_dim
 
         def norm(name: str) -> Tensor | None:
             weight = checkpoint.optional(f"{prefix}.{name}.weight")
             return None if weight is None else weight.float().to(device)
 
-        def linear(weights: list[Tensor], biases: list[Tensor | None]):
-            # checkpoints with biases on some of the fused projections only do not exist
-            bias = None if biases[0] is None else torch.cat([b.float() for b in biases]).to(device)
-            weight = torch.cat([w.float() for w in weights]).to(device)
+        def linear(*names: str):
+            """One layer for projections that read the same rows; queries and keys reordered."""
+            weights, biases = [], []
+            for name in names:
+                rotated = name.endswith(("q_proj", "k_proj"))
+                weight = checkpoint.tensor(f"{prefix}.{name}.weight").float()
+                bias = checkpoint.optional(f"{prefix}.{name}.bias")
+                weights.append(interleave(weight, D) if rotated else weight)
+                if bias is not None:
+                    biases.append(interleave(bias.float(), D) if rotated else bias.float())
+            bias = torch.cat(biases).to(device) if biases else None
+            weight = torch.cat(weights).to(device)
             return make_linear(weight, format, bias=bias, row_invariant=row_invariant)
 
-        def read(name: str, out: int, into: int, rotated: bool = False):
-            weight = checkpoint.tensor(f"{prefix}.{name}.weight", (out, into))
-            bias = checkpoint.optional(f"{prefix}.{name}.bias")
-            if rotated:
-                weight = interleave(weight, D)
-                bias = None if bias is None else interleave(bias, D)
-            return weight, bias
-
-        q_out, kv_out = shape.heads * D, shape.kv_heads * D
-        qkv = [
-            read("self_attn.q_proj", q_out, h, rotated=True),
-            read("self_attn.k_proj", kv_out, h, rotated=True),
-            read("self_attn.v_proj", kv_out, h),
-        ]
-        inner = checkpoint.tensor(f"{prefix}.mlp.gate_proj.weight").shape[0]
-        gate_up = [read("mlp.gate_proj", inner, h), read("mlp.up_proj", inner, h)]
-        self.qkv = linear(*map(list, zip(*qkv, strict=True)))
-        self.o = linear(*map(list, zip(read("self_attn.o_proj", h, q_out), strict=True)))
-        self.gate_up = linear(*map(list, zip(*gate_up, strict=True)))
-        self.down = linear(*map(list, zip(read("mlp.down_proj", h, inner), strict=True)))
+        self.qkv = linear("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+        self.o = linear("self_attn.o_proj")
+        self.gate_up = linear("mlp.gate_proj", "mlp.up_proj")
+        self.down = linear("mlp.down_proj")
         self.input_norm = norm("input_layernorm")
         self.post_norm = norm("post_attention_layernorm")
         self.q_norm, self.k_norm = norm("self_attn.q_norm"), norm("self_attn.k_norm")
         if self.q_norm is not None:
             self.q_norm, self.k_norm = interleave(self.q_norm, D), interleave(self.k_norm, D)
-        self.inner = inner
+        self.inner = shape.inner
 
     @property
     def nbytes(self) -> int:

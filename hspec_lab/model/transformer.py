@@ -12,16 +12,29 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hspec_lab.kv import KVCache
-from hspec_lab.model.checkpoint import Checkpoint
+from hspec_lab.model.checkpoint import Checkpoint, model_tensors
 from hspec_lab.model.layer import DecoderLayer, Rows
 from hspec_lab.model.shape import ModelShape, rope_table
-from hspec_lab.quant import make_linear
+from hspec_lab.quant import check_shape, make_linear
 from hspec_lab.sample import check_finite
 from hspec_lab.tree import Tree, visible
 
 # the output layer keeps 8 bits in every low-bit format: it is small, and errors there are visible
 HEAD_FORMAT = {"w4a16-g128": "w8a16", "w4a16-g32": "w8a16"}
 PREFILL_CHUNK = 512
+
+
+def check_format(shape: ModelShape, format: str) -> None:
+    """ValueError when a model of this shape cannot be stored in `format`."""
+    D, h, inner = shape.head_dim, shape.hidden, shape.inner
+    for R, C in (
+        ((shape.heads + 2 * shape.kv_heads) * D, h),
+        (h, shape.heads * D),
+        (2 * inner, h),
+        (h, inner),
+    ):
+        check_shape(R, C, format)
+    check_shape(shape.vocab, h, HEAD_FORMAT.get(format, format))
 
 
 class Geometry:
@@ -72,23 +85,31 @@ class Transformer:
         checkpoint: an opened Hugging Face folder.
         format: how linear layers are stored; the output layer keeps at least 8 bits.
         row_invariant: compute each row's numbers in an order that no other row changes.
+        n_known: entries of the tokenizer; output rows behind them are padding and never chosen.
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, format: str, *, row_invariant: bool = False, device="cpu"
+        self,
+        checkpoint: Checkpoint,
+        format: str,
+        *,
+        row_invariant: bool = False,
+        device: str = "cpu",
+        n_known: int | None = None,
     ):
         shape = self.shape = checkpoint.shape
+        checkpoint.check(model_tensors(shape))
+        self.n_known = n_known or shape.vocab
         self.format, self.folder = format, checkpoint.folder
         self.device = torch.device(device)
         self.geometry = Geometry(shape, checkpoint.folder, row_invariant, device)
-        size = (shape.vocab, shape.hidden)
-        self.embedding = checkpoint.tensor("model.embed_tokens.weight", size).float().to(device)
+        self.embedding = checkpoint.tensor("model.embed_tokens.weight").float().to(device)
         self.layers = [
             DecoderLayer(checkpoint, f"model.layers.{i}", i, format, row_invariant, device)
             for i in range(shape.layers)
         ]
-        self.norm = checkpoint.tensor("model.norm.weight", (shape.hidden,)).float().to(device)
-        head = self.embedding if shape.tied else checkpoint.tensor("lm_head.weight", size)
+        self.norm = checkpoint.tensor("model.norm.weight").float().to(device)
+        head = self.embedding if shape.tied else checkpoint.tensor("lm_head.weight")
         self.lm_head = make_linear(
             head.float().to(device), HEAD_FORMAT.get(format, format), row_invariant=row_invariant
         )
@@ -125,8 +146,8 @@ class Transformer:
         return F.rms_norm(x, (self.shape.hidden,), self.norm, self.shape.norm_eps)
 
     def logits(self, features: Tensor) -> Tensor:
-        """fp32 [T, V] from features [T, hidden]; ValueError when they are NaN."""
-        logits = self.lm_head(features)
+        """fp32 [T, n_known] from features [T, hidden]; ValueError when one is not finite."""
+        logits = self.lm_head(features)[:, : self.n_known]
         check_finite(logits, f"{self.folder.name}@{self.format}")
         return logits
 

@@ -40,7 +40,7 @@ from hspec_lab.quant.int4 import W4A16, W4A16Ref
 from hspec_lab.quant.int8 import W8A8, W8A16, W8A8Ref, W8A16Ref
 from hspec_lab.quant.stored import Biased, RowByRow, Stored, is_row_invariant
 
-__all__ = ["FORMATS", "Linear", "is_row_invariant", "make_linear"]
+__all__ = ["FORMATS", "Linear", "check_shape", "is_row_invariant", "make_linear"]
 
 # what the CPU operators ask of the shape; int8 x bf16 reads past the end instead of asking
 _W8A16_INPUTS = 16
@@ -103,7 +103,7 @@ def make_linear(
 
 def _make_reference(weight: Tensor, format: str) -> Stored:
     if format.startswith("w4a16"):
-        return W4A16Ref(weight, _group_size(weight, format))
+        return W4A16Ref(weight, _group_size(weight.shape[1], format))
     return {"fp32": Fp32Ref, "w8a16": W8A16Ref, "w8a8": W8A8Ref}[format](weight)
 
 
@@ -112,31 +112,34 @@ def _make_operator(weight: Tensor, format: str) -> Stored:
         # F.linear is a good operator wherever oneDNN's blocked form does not exist
         has_onednn = weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
         return Fp32(weight) if has_onednn else Fp32Ref(weight)
-    R, C = weight.shape
+    check_shape(*weight.shape, format)
     if format == "w8a8":
         return W8A8(weight)
     if format == "w8a16":
-        if C % _W8A16_INPUTS:
-            raise ValueError(
-                f"w8a16: {C} input features are not a multiple of {_W8A16_INPUTS}, which the CPU "
-                "operator needs; reference=True takes any"
-            )
         return W8A16(weight)
-    group_size = _group_size(weight, format)
-    if R % _W4A16_OUTPUTS:
+    return W4A16(weight, _group_size(weight.shape[1], format))
+
+
+def check_shape(R: int, C: int, format: str) -> None:
+    """ValueError when a matrix of R outputs and C inputs cannot be stored in `format`."""
+    if format == "w8a16" and C % _W8A16_INPUTS:
         raise ValueError(
-            f"{format}: {R} output features are not a multiple of {_W4A16_OUTPUTS}, which the CPU "
+            f"w8a16: {C} input features are not a multiple of {_W8A16_INPUTS}, which the CPU "
             "operator needs; reference=True takes any"
         )
-    return W4A16(weight, group_size)
+    if format.startswith("w4a16"):
+        _group_size(C, format)
+        if R % _W4A16_OUTPUTS:
+            raise ValueError(
+                f"{format}: {R} output features are not a multiple of {_W4A16_OUTPUTS}, which the "
+                "CPU operator needs; reference=True takes any"
+            )
 
 
-def _group_size(weight: Tensor, format: str) -> int:
+def _group_size(C: int, format: str) -> int:
     group_size = int(format.partition("-g")[2])
-    if weight.shape[1] % group_size:
-        raise ValueError(
-            f"{format}: {weight.shape[1]} input features are not a multiple of {group_size}"
-        )
+    if C % group_size:
+        raise ValueError(f"{format}: {C} input features are not a multiple of {group_size}")
     return group_size
 
 
