@@ -20,7 +20,7 @@ import torch
 from hspec_lab import store, zoo
 from hspec_lab.config import Config, as_dict, config_id
 from hspec_lab.decode import Round, decode
-from hspec_lab.pipeline import Models, build, check, fingerprint, tokenizer_of
+from hspec_lab.pipeline import Models, build, check, check_prompts, fingerprint, tokenizer_of
 from hspec_lab.sample import SeededChoose
 from hspec_lab.text import TextStream
 from hspec_lab.trace import NO_RECORDER, Recorder
@@ -93,10 +93,11 @@ class Session:
     """
 
     def __init__(self, config: Config, models: Models | None = None, *, record: bool = True):
+        check(config)
         self.config, self.prompts = config, prompts_of(config)
         self.tokenizer = tokenizer_of(config)
         self.prompt_ids = [self.tokenizer.encode(prompt).ids for prompt in self.prompts]
-        check(config, self.prompt_ids)
+        check_prompts(config, self.prompt_ids)
         torch.set_num_threads(config.threads)
         self.recorder = Recorder() if record else NO_RECORDER
         self.choose = SeededChoose(config.seed)

@@ -100,12 +100,8 @@ class Models:
         return self._loaded[key]
 
 
-def check(config: Config, prompts: Sequence[list[int]] = ()) -> None:
-    """Find what is wrong with a config before any weight is read; ValueError says what.
-
-    Args:
-        prompts: token ids of what is to be decoded.
-    """
+def check(config: Config) -> None:
+    """Find what is wrong with a config before any weight is read; ValueError says what."""
     if config.device != "cpu":
         _check_device(config.device)
     models = levels(config)
@@ -113,7 +109,7 @@ def check(config: Config, prompts: Sequence[list[int]] = ()) -> None:
         raise ValueError(f"{len(models)} models in a hierarchy; at most {len(BELOW) + 1} are named")
     folders = [locate(split_model(model)[0]) for model in models]
     for model, folder in zip(models, folders, strict=True):
-        _check_level(config, model, folder, prompts)
+        _check_level(model, folder)
     for folder in folders[1:]:
         check_same_vocabulary(folders[0], folder)
     if (bottom := _bottom(config)) is not None:
@@ -128,7 +124,7 @@ def check(config: Config, prompts: Sequence[list[int]] = ()) -> None:
         )
 
 
-def _check_level(config: Config, model: str, folder: Path, prompts: Sequence[list[int]]) -> None:
+def _check_level(model: str, folder: Path) -> None:
     checkpoint = Checkpoint(folder)
     shape = checkpoint.shape
     checkpoint.check(model_tensors(shape))
@@ -136,14 +132,20 @@ def _check_level(config: Config, model: str, folder: Path, prompts: Sequence[lis
     n = n_entries(load_tokenizer(folder))
     if n > shape.vocab:
         raise ValueError(f"{folder}: the tokenizer has {n} entries, the model {shape.vocab}")
-    for prompt in prompts:
-        if len(prompt) == 0:
+
+
+def check_prompts(config: Config, prompts: Sequence[list[int]]) -> None:
+    """ValueError when a prompt, as token ids, is empty or does not fit a level's context."""
+    contexts = {m: Checkpoint(locate(split_model(m)[0])).shape.context for m in levels(config)}
+    for n_tokens in map(len, prompts):
+        if n_tokens == 0:
             raise ValueError("the prompt is empty; decoding needs at least one token")
-        if len(prompt) + config.max_new_tokens > shape.context:
-            raise ValueError(
-                f"a prompt of {len(prompt)} tokens and {config.max_new_tokens} new ones exceed the "
-                f"context of {model}, {shape.context} tokens: shorten one of them"
-            )
+        for model, context in contexts.items():
+            if n_tokens + config.max_new_tokens > context:
+                raise ValueError(
+                    f"a prompt of {n_tokens} tokens and {config.max_new_tokens} new ones exceed "
+                    f"the context of {model}, {context} tokens: shorten one of them"
+                )
 
 
 def _check_device(device: str) -> None:

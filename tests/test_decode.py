@@ -296,6 +296,57 @@ def test_the_same_seed_gives_the_same_text_and_another_seed_another(zoo):
     assert text(1) == text(1) != text(2)
 
 
+def test_what_is_drawn_depends_on_seed_and_prompt_not_on_what_came_before(zoo):
+    config = Config(
+        target=str(zoo / "target"), temperature=1.0, prompts=PROMPTS, threads=1, max_new_tokens=20
+    )
+    alone, after = Session(config), Session(config)
+    after.warm_up()
+    for session, order in ((alone, [2]), (after, [0, 1, 2, 2])):
+        for index in order:
+            for _ in session.rounds_of(index):
+                pass
+    assert alone.output_ids(2) == after.output_ids(2)
+
+
+def test_an_abandoned_decoding_leaves_nothing_behind(zoo, tmp_path):
+    config = Config(
+        target=str(zoo / "target"), draft=drafts(zoo)["hierspec"], prompts=PROMPTS, threads=1
+    )
+    session = Session(config)
+    abandoned = session.rounds_of(1)
+    for _ in range(3):
+        next(abandoned)
+    abandoned.close()
+    for _ in session.rounds_of(0):
+        pass
+    tables = session.tables()
+    assert all(set(table["prompt"]) == {0} for table in tables.values())
+    session.write(tmp_path)  # and what is left can be stored
+
+
+def test_two_decodings_at_once_on_one_session_are_refused(zoo):
+    session = Session(Config(target=str(zoo / "target"), prompts=PROMPTS, threads=1))
+    one = session.rounds_of(0)
+    next(one)
+    next(session.rounds_of(1))
+    with pytest.raises(RuntimeError, match="one at a time"):
+        next(one)
+
+
+@pytest.mark.parametrize("draft", [{}, {"draft": "chain"}])
+def test_padding_behind_the_tokenizers_entries_is_never_emitted(zoo, tmp_path, draft):
+    """A target whose output layer has 8 rows more than the tokenizer has entries."""
+    sizes = {"hidden_size": 128, "intermediate_size": 128}
+    padded = make_model(tmp_path / "padded", scale=0.05, vocab_size=40, **sizes)
+    text = (zoo / "middle" / "tokenizer.json").read_text()
+    (padded / "tokenizer.json").write_text(text)
+    drafter = Chain(str(zoo / "middle"), 4) if draft else None
+    config = Config(target=str(padded), draft=drafter, prompts=PROMPTS, threads=1, temperature=2.0)
+    ids, _ = outputs(config, Models())
+    assert max(max(output) for output in ids) < 32
+
+
 # ---- one order ------------------------------------------------------------------------------
 
 

@@ -192,6 +192,17 @@ class TestCheckpointsThatAreRefused:
                 id="rope",
             ),
             pytest.param(
+                {"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported", id="activation"
+            ),
+            pytest.param({"hidden_size": None}, "hidden_size must be a whole number", id="missing"),
+            pytest.param({"hidden_size": "128"}, "hidden_size must be a whole number", id="text"),
+            pytest.param({"num_attention_heads": 0}, "num_attention_heads must be", id="no-heads"),
+            pytest.param({"rope_scaling": [1]}, "rope_scaling must be an object", id="rope-list"),
+            pytest.param(
+                {"rope_scaling": {"rope_type": "linear"}}, "needs a factor", id="rope-no-factor"
+            ),
+            pytest.param({"eos_token_id": "3"}, "eos_token_id must be token ids", id="eos"),
+            pytest.param(
                 {"quantization_config": {"quant_method": "gptq"}},
                 r"quantized already \(gptq\)",
                 id="quantized-already",
@@ -200,7 +211,10 @@ class TestCheckpointsThatAreRefused:
     )
     def test_config_that_is_not_supported(self, fields, message, tmp_path):
         with pytest.raises(ValueError, match=message):
-            Checkpoint(make_model(tmp_path / "m", **fields))
+            make_model(tmp_path / "m")
+            path = tmp_path / "m" / "config.json"
+            path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+            Checkpoint(tmp_path / "m")
 
     def test_tensor_of_another_shape(self, tmp_path):
         folder = make_model(tmp_path / "m")
@@ -214,4 +228,46 @@ class TestCheckpointsThatAreRefused:
         config = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
         with pytest.raises(ValueError, match="layers.2.* is missing"):
+            load(folder)
+
+    @pytest.mark.parametrize("text", ["[]", "{", '{"architectures": []}'])
+    def test_config_that_is_no_config(self, text, tmp_path):
+        (make_model(tmp_path / "m") / "config.json").write_text(text)
+        with pytest.raises(ValueError, match="config.json|none named"):
+            Checkpoint(tmp_path / "m")
+
+    @pytest.mark.parametrize("index", [{}, [], {"weight_map": {"a": None}}, {"weight_map": []}])
+    def test_index_that_is_no_index(self, index, tmp_path):
+        folder = make_model(tmp_path / "m")
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+        with pytest.raises(ValueError, match="index.json"):
+            Checkpoint(folder)
+
+    @pytest.mark.parametrize(
+        "family, lost",
+        [
+            ("llama", "model.layers.0.input_layernorm.weight"),
+            ("llama", "model.layers.1.post_attention_layernorm.weight"),
+            ("qwen2", "model.layers.0.self_attn.k_proj.bias"),
+            ("qwen3", "model.layers.0.self_attn.q_norm.weight"),
+        ],
+    )
+    def test_a_norm_or_bias_that_is_missing_is_not_left_out_silently(self, family, lost, tmp_path):
+        from safetensors.torch import load_file, save_file
+
+        folder = make_model(tmp_path / "m", **FAMILIES[family])
+        tensors = load_file(folder / "model.safetensors")
+        del tensors[lost]
+        save_file(tensors, folder / "model.safetensors")
+        with pytest.raises(ValueError, match=f"{lost} is missing"):
+            load(folder)
+
+    def test_a_bias_that_the_config_does_not_announce(self, tmp_path):
+        from safetensors.torch import load_file, save_file
+
+        folder = make_model(tmp_path / "m")
+        extra = {"model.layers.0.self_attn.q_proj.bias": torch.ones(32)}
+        tensors = load_file(folder / "model.safetensors") | extra
+        save_file(tensors, folder / "model.safetensors")
+        with pytest.raises(ValueError, match="q_proj.bias is there, but config.json says no bias"):
             load(folder)

@@ -1,0 +1,99 @@
+"""Configs: values that refuse what is wrong, print as code, and have one id each."""
+
+import dataclasses
+
+import pytest
+
+from hspec_lab.config import (
+    Chain,
+    Config,
+    Eagle2,
+    Refine,
+    as_dict,
+    config_id,
+    from_dict,
+    split_model,
+)
+
+HIERARCHY = Config(
+    target="zoo:target@w4a16-g128",
+    draft=Refine("zoo:intermediate@w8a8", Eagle2(tree_size=24, depth=4, top_k=8), at_least=6),
+    prompts=("one", "two"),
+)
+
+
+def test_a_config_prints_as_the_code_that_makes_it():
+    assert eval(repr(HIERARCHY)) == HIERARCHY
+
+
+def test_a_config_survives_its_json():
+    assert from_dict(as_dict(HIERARCHY)) == HIERARCHY
+    assert config_id(from_dict(as_dict(HIERARCHY))) == config_id(HIERARCHY)
+
+
+def test_the_id_follows_every_field():
+    changes = {"target": "zoo:target", "draft": None, "prompts": ("one",), "n_prompts": 3}
+    changes |= {"max_new_tokens": 5, "temperature": 0.5, "seed": 1, "stop": ("x",)}
+    changes |= {"row_invariant": True, "threads": 1, "device": "cuda"}
+    assert set(changes) == {field.name for field in dataclasses.fields(Config)}
+    ids = {config_id(dataclasses.replace(HIERARCHY, **{k: v})) for k, v in changes.items()}
+    assert len(ids | {config_id(HIERARCHY)}) == len(changes) + 1
+
+
+def test_equal_configs_have_equal_ids():
+    assert config_id(Config(temperature=0)) == config_id(Config(temperature=0.0))
+
+
+@pytest.mark.parametrize(
+    "draft, method",
+    [
+        (None, "ar"),
+        (Chain("zoo:intermediate"), "chain"),
+        (Eagle2(), "eagle2"),
+        (Refine("zoo:intermediate", Eagle2()), "hierspec"),
+    ],
+)
+def test_the_method_follows_from_the_drafter(draft, method):
+    assert Config(draft=draft).method == method
+
+
+def test_an_at_sign_in_a_folder_is_not_a_format():
+    assert split_model("/data/a@b/c") == ("/data/a@b/c", "fp32")
+    assert split_model("/data/a@b/c@w8a8") == ("/data/a@b/c", "w8a8")
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: Config(target="zoo:target@w5"), "unknown format 'w5'; known: fp32"),
+        (lambda: Config(target="@fp32"), "a model is written"),
+        (lambda: Config(target=5), "a model is written"),
+        (lambda: Eagle2(tree_size=0), r"tree_size must be 1..1024, got 0"),
+        (lambda: Eagle2(tree_size=1025), r"tree_size must be 1..1024, got 1025"),
+        (lambda: Eagle2(tree_size=True), "tree_size must be"),
+        (lambda: Eagle2(depth=0), "depth must be"),
+        (lambda: Eagle2(top_k="8"), "top_k must be"),
+        (lambda: Chain("zoo:intermediate", draft_len=0), "draft_len must be"),
+        (lambda: Refine("zoo:intermediate", None), "draft must be Eagle2, Chain or Refine"),
+        (lambda: Refine("zoo:intermediate", Eagle2(), sampling="x"), "sampling must be"),
+        (lambda: Config(draft="eagle2"), "draft must be None, Eagle2"),
+        (lambda: Config(prompts="text"), "prompts must be a tuple"),
+        (lambda: Config(prompts=("",)), "prompts must be a tuple of non-empty"),
+        (lambda: Config(prompts=("\ud800",)), "prompts must be a tuple"),
+        (lambda: Config(stop=None), "stop must be a tuple"),
+        (lambda: Config(temperature=float("nan")), "temperature must be"),
+        (lambda: Config(temperature=1e-9), "temperature must be"),
+        (lambda: Config(temperature="1"), "temperature must be"),
+        (lambda: Config(seed=-1), "seed must be"),
+        (lambda: Config(seed=1.5), "seed must be"),
+        (lambda: Config(row_invariant="no"), "row_invariant must be True or False"),
+        (lambda: Config(max_new_tokens=0), "max_new_tokens must be"),
+        (lambda: from_dict({"targt": "zoo:target"}), "Config has no targt; known: "),
+        (lambda: from_dict({"draft": {"kind": "Medusa"}}), "unknown drafter 'Medusa'; known"),
+        (lambda: from_dict({"draft": {"kind": "Chain"}}), "Chain: .*model"),
+    ],
+)
+def test_what_is_wrong_is_refused_in_one_line(make, message):
+    with pytest.raises(ValueError, match=message) as refusal:
+        make()
+    assert "\n" not in str(refusal.value)
