@@ -24,14 +24,14 @@ from hspec_lab.pipeline import Models, locate
 from hspec_lab.trace import Recorder, measure_span_cost
 
 FORMATS = ("fp32", "w8a8", "w4a16-g128")
-MIDDLE = "zoo:intermediate@w8a8"
+MIDDLE = "zoo:intermediate@w4a16-g128"
 DRAFTS = {
     "ar": None,
     "chain 4": Chain(MIDDLE, 4),
-    "chain 6": Chain(MIDDLE, 6),
+    "chain 3": Chain(MIDDLE, 3),
     "eagle2 8/2": Eagle2(tree_size=8, depth=2, top_k=4),
     "eagle2 24/4": Eagle2(tree_size=24, depth=4, top_k=8),
-    "hierspec 8/2": Refine(MIDDLE, Eagle2(tree_size=8, depth=2, top_k=4), at_least=5),
+    "hierspec 6/2": Refine(MIDDLE, Eagle2(tree_size=6, depth=2, top_k=3), at_least=3),
 }
 
 
@@ -128,7 +128,7 @@ def recording_cost(args, models: Models) -> dict:
     """What recording adds to a round: spans per round x cost of a span, and paired end to end."""
     config = Config(
         target="zoo:target@w8a8",
-        draft=DRAFTS["hierspec 8/2"],
+        draft=DRAFTS["hierspec 6/2"],
         n_prompts=args.prompts,
         max_new_tokens=args.tokens,
         threads=args.threads,

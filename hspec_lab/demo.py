@@ -28,11 +28,13 @@ from hspec_lab.terms import METHODS
 
 FORMATS = ("fp32", "w8a8", "w4a16-g128")
 TARGET, INTERMEDIATE = "zoo:target", "zoo:intermediate"
-CHAIN_DRAFT_LEN = 6
-EAGLE2_TREE = Eagle2(tree_size=24, depth=4, top_k=8)
-HIERSPEC_TREE = Eagle2(tree_size=24, depth=4, top_k=8)
-HIERSPEC_AT_LEAST = 6
-INTERMEDIATE_FORMAT = None  # None: the target's own
+# the fastest of a dozen settings on two cores (docs/LOG.md, 2026-11-21): models this small make
+# every drafted node dear, so short drafts and small trees win
+CHAIN_DRAFT_LEN = 4
+EAGLE2_TREE = Eagle2(tree_size=8, depth=2, top_k=4)
+HIERSPEC_TREE = Eagle2(tree_size=6, depth=2, top_k=3)
+HIERSPEC_AT_LEAST = 3
+INTERMEDIATE_FORMAT = "w4a16-g128"  # None: the target's own
 FEWEST_TOKENS = 32  # an output shorter than this says little
 PEER_FORMAT = "transformers fp32"
 
