@@ -75,7 +75,10 @@ def prompts_from(files: list[SourceFile]) -> list[str]:
             first = round(share * len(lines))
             starts = [i for i, line in enumerate(lines) if line.startswith(STARTS) and i >= first]
             if starts and starts[0] + PROMPT_LINES < len(lines):
-                found.append("".join(lines[starts[0] : starts[0] + PROMPT_LINES]))
+                text = "".join(lines[starts[0] : starts[0] + PROMPT_LINES])
+                # a line break and the indentation behind it are one token: a prompt that ended in
+                # the bare break would tell the model that the next line is not indented
+                found.append(text.rstrip())
     return found
 
 
