@@ -24,13 +24,6 @@ from hspec_lab.text import check_same_vocabulary, load_tokenizer, n_entries
 from hspec_lab.trace import NO_RECORDER
 from hspec_lab.verify import Verifier
 
-# what the level below a level is called
-BELOW = {
-    "target": "intermediate",
-    "intermediate": "intermediate2",
-    "intermediate2": "intermediate3",
-}
-
 
 def locate(where: str) -> Path:
     """The folder behind `zoo:name` or a path."""
@@ -44,6 +37,13 @@ def head_of(draft: Eagle2, model: str) -> tuple[Path, str]:
         return locate(where), format
     folder = locate(split_model(model)[0]).resolve()
     return folder.with_name(folder.name + "-eagle2"), "fp32"
+
+
+def below(level: str) -> str:
+    """What the model below a level is called: intermediate, intermediate2, intermediate3, ..."""
+    if level == "target":
+        return "intermediate"
+    return f"intermediate{int(level.removeprefix('intermediate') or 1) + 1}"
 
 
 def levels(config: Config) -> list[str]:
@@ -105,8 +105,6 @@ def check(config: Config) -> None:
     if config.device != "cpu":
         _check_device(config.device)
     models = levels(config)
-    if len(models) > len(BELOW) + 1:
-        raise ValueError(f"{len(models)} models in a hierarchy; at most {len(BELOW) + 1} are named")
     folders = [locate(split_model(model)[0]) for model in models]
     for model, folder in zip(models, folders, strict=True):
         _check_level(model, folder)
@@ -229,7 +227,7 @@ class _Builder:
                 capacity=self.text_rows,
                 recorder=self.recorder,
             )
-        level = BELOW[above]
+        level = below(above)
         if isinstance(draft, Chain):
             return RefineDrafter(
                 self.verifier(draft.model, None, level, "draft"), at_least=draft.draft_len

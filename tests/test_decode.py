@@ -83,6 +83,18 @@ def test_every_method_gives_the_plain_greedy_text(name, zoo):
         assert all(item.n_accepted == item.n_proposed for item in rounds if not item.finished)
 
 
+def test_levels_of_a_deep_hierarchy_have_names_of_their_own(zoo):
+    draft = Chain(str(zoo / "small"), draft_len=1)
+    for _ in range(3):
+        draft = Refine(str(zoo / "small"), draft, at_least=1)
+    verifier = build(Config(target=str(zoo / "target"), draft=draft, threads=1), Models(), 4)
+    names = []
+    while verifier is not None:
+        names.append(verifier.level)
+        verifier = getattr(verifier.drafter, "verifier", None)
+    assert names == ["target", *(f"intermediate{n}" for n in ("", 2, 3, 4))]
+
+
 def test_the_random_zoo_accepts_and_rejects(zoo):
     # the test above would prove little if every draft were rejected
     config = Config(
