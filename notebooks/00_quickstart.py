@@ -98,6 +98,6 @@ explorer
 # ## Take-away
 #
 # Greedy text is the target's own at every setting, only its price moves: on two CPU threads
-# (2026-11-21, one prompt) HierSpec with trees of 24 nodes took six times as long per token as the
+# (2026-11-21, one prompt) HierSpec with 24-node trees took 5 to 6.5 times as long per token as the
 # 4-bit target alone, because at this size a draft costs more than the passes it saves. For all
 # prompts, formats and methods, with smaller trees: `make demo`.
