@@ -2,15 +2,19 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from hspec_lab.model import Checkpoint, EagleHead, Transformer
+from hspec_lab.train import generate
 from hspec_lab.train.corpus import N_HELD_OUT, read_corpus, training_order
-from hspec_lab.train.distill import TrainableHead
-from hspec_lab.train.generate import continue_batch, loop_start
+from hspec_lab.train.data import BOS_ID, WINDOW
+from hspec_lab.train.distill import Micros, TrainableHead, top_cross_entropy
+from hspec_lab.train.generate import OwnText, _drawn, continue_batch, loop_start, own_text
 from hspec_lab.train.llama import Shape, TrainableLlama, hf_config
 from hspec_lab.train.loop import Plan, rate, train
 from hspec_lab.train.muon import orthogonalise
@@ -77,15 +81,80 @@ def test_a_roll_out_guesses_what_the_shipped_head_guesses_in_a_tree(pair, tmp_pa
                     cache.commit([0])
 
 
-def test_continuing_in_a_batch_equals_continuing_alone(pair):
+def test_the_targets_own_text_carries_what_the_target_thinks_of_it(pair):
     model, _ = pair
     prefixes = torch.randint(0, 48, (3, 8))
-    generator = torch.Generator().manual_seed(0)
-    cold = torch.zeros(3, dtype=torch.bool)
+    warm = torch.tensor([False, False, True])
+    text = continue_batch(model, prefixes, 14, warm, torch.Generator().manual_seed(0)).rows(0, 3)
     with torch.no_grad():
-        together = continue_batch(model, prefixes, 1, cold, generator)
-        logits = model(prefixes)[:, -1]
-    assert together[:, 0].tolist() == logits.argmax(-1).tolist()
+        shares = torch.softmax(model(text.ids), dim=-1)
+    assert torch.equal(text.ids[:, :8], prefixes)
+    # the cache is bf16
+    torch.testing.assert_close(shares.gather(-1, text.top_ids), text.top_shares, rtol=0, atol=0.05)
+    assert torch.equal(text.ids[:2, 8:], text.top_ids[:2, 7:-1, 0])
+    assert not torch.equal(text.ids[2, 8:], text.top_ids[2, 7:-1, 0])
+
+
+def test_warm_rows_are_drawn_from_the_distribution(pair):
+    logits = torch.tensor([[0.0, 1.0, -torch.inf, 2.0]]).expand(20_000, 4)
+    drawn = _drawn(logits, torch.Generator().manual_seed(0))
+    found = torch.bincount(drawn, minlength=4) / len(drawn)
+    torch.testing.assert_close(found, torch.softmax(logits[0], dim=-1), rtol=0, atol=0.015)
+
+
+def test_own_text_stopped_and_resumed_is_the_same_text(pair, tmp_path, monkeypatch):
+    model, _ = pair
+    monkeypatch.setattr(generate, "BATCH_TOKENS", 64)
+    monkeypatch.setattr(generate, "ROWS", ((4, 12), (8, 32)))
+    windows = SimpleNamespace(
+        stream=torch.randint(0, 48, (3 * WINDOW,)), order=np.random.default_rng(0).permutation(2)
+    )
+
+    def written(folder, *goals):
+        for goal in goals:
+            batches = own_text(model, windows, goal, folder, 0, say=lambda line: None)
+        return batches
+
+    whole = written(tmp_path / "whole", 150)
+    parts = written(tmp_path / "parts", 40, 150)
+    assert len(whole) == len(parts) > 2
+    for one, other in zip(whole, parts, strict=True):
+        for name in OwnText.__slots__:
+            assert torch.equal(getattr(one, name), getattr(other, name))
+    assert sum(int(batch.kept.sum()) for batch in whole) >= 150
+    assert bool((whole[0].ids[:, 0] == BOS_ID).all())
+
+
+def test_micro_batches_cover_all_own_text_once_a_pass():
+    def rows(n, length):
+        ids = torch.arange(n)[:, None].expand(n, length).to(torch.int16)
+        top = ids[..., None].expand(n, length, 2)
+        return OwnText(ids, top, top.half(), torch.full((n,), length))
+
+    micros = Micros([rows(8, 512), rows(5, 1024)])
+    assert len(micros.order) == 2 + 2  # four rows of 512, two of 1,024; the fifth has no partner
+    seen = [(t.ids.shape[1], t.ids[:, 0].tolist()) for step in range(4) for t in micros.at(step)]
+    assert sorted(seen[:4]) == [
+        (512, [0, 1, 2, 3]),
+        (512, [4, 5, 6, 7]),
+        (1024, [0, 1]),
+        (1024, [2, 3]),
+    ]
+    assert seen[4:8] == seen[:4]
+
+
+def test_cross_entropy_against_the_top_tokens_is_the_whole_one_when_all_are_top():
+    torch.manual_seed(0)
+    logits, wanted = torch.randn(5, 12), torch.softmax(torch.randn(5, 12), dim=-1)
+    shares, ids = wanted.topk(12, dim=-1)
+    whole = -(wanted * torch.log_softmax(logits, dim=-1)).sum(-1)
+    torch.testing.assert_close(top_cross_entropy(logits, ids, shares), whole, rtol=0, atol=1e-4)
+    # with fewer, it is smallest where the model's top shares and their rest are the wanted ones
+    shares, ids = wanted.topk(3, dim=-1)
+    best = top_cross_entropy(wanted.log(), ids, shares)
+    for _ in range(20):
+        other = wanted.log() + 0.3 * torch.randn(5, 12)
+        assert bool((top_cross_entropy(other, ids, shares) >= best - 1e-6).all())
 
 
 def test_a_loop_starts_where_a_16_gram_returns():

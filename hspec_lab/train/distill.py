@@ -1,7 +1,8 @@
 """Train the intermediate model and the draft heads from the target.
 
 The intermediate model learns the target's next-token distribution (cross-entropy against it, which
-is the KL divergence up to a constant), on the corpus and on text the target wrote itself.
+is the KL divergence up to a constant) on text the target wrote, from the probabilities the target
+left behind as it wrote; tokens outside its most probable ones are one event.
 
 A head learns as in EAGLE: regress the model's next feature, and match its next-token distribution.
 At inference a head reads true features for the text and its own guesses below the root, so it is
@@ -19,31 +20,61 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hspec_lab.train.data import WINDOW, Windows
+from hspec_lab.train.generate import OwnText
 from hspec_lab.train.llama import Layer, Shape, TrainableLlama, rope_tables, rotate
 from hspec_lab.train.loop import Plan, train
 
 INTERMEDIATE = Shape(
     hidden_size=256,
-    intermediate_size=640,
-    num_hidden_layers=2,
+    intermediate_size=512,
+    num_hidden_layers=3,
     num_attention_heads=4,
     num_key_value_heads=2,
 )
 WINDOWS_PER_STEP = 6
 LENGTH = 512
-MICRO_ROWS = 4
+MICRO_TOKENS = 2048
+MICRO_ROWS = MICRO_TOKENS // LENGTH
 PASSES = 3
 PASS_WEIGHTS = (1.0, 0.7, 0.5)
 REGRESSION_WEIGHT = 0.5
 
 
+class Micros:
+    """The target's own text as micro-batches in a seeded order, the same pass over and over."""
+
+    def __init__(self, own: list[OwnText], seed: int = 0):
+        self.own = own
+        self.places = [
+            (batch, start, start + rows)
+            for batch in own
+            for rows in [MICRO_TOKENS // batch.ids.shape[1]]
+            for start in range(0, len(batch.ids) - rows + 1, rows)
+        ]
+        self.order = torch.randperm(
+            len(self.places), generator=torch.Generator().manual_seed(seed)
+        ).tolist()
+
+    def at(self, step: int) -> list[OwnText]:
+        """What step `step` learns from: about as many tokens as `Mixed.batch` has."""
+        n = WINDOWS_PER_STEP * WINDOW // MICRO_TOKENS
+        picks = (self.order[(step * n + i) % len(self.order)] for i in range(n))
+        return [batch.rows(*where) for batch, *where in (self.places[pick] for pick in picks)]
+
+
 class Mixed:
     """Batches of corpus windows and of the target's own text, in turn."""
 
-    def __init__(self, windows: Windows, own: Tensor, own_share: float):
+    def __init__(self, windows: Windows, own: list[OwnText], own_share: float):
         self.windows = windows
-        n = (len(own) - 1) // LENGTH
-        self.own = own[: n * LENGTH].view(n, LENGTH)
+        counted = [
+            row[:n].long()
+            for batch in own
+            for row, n in zip(batch.ids, batch.kept.tolist(), strict=True)
+        ]
+        stream = torch.cat(counted)
+        n = len(stream) // LENGTH
+        self.own = stream[: n * LENGTH].view(n, LENGTH)
         self.own_rows = round(own_share * WINDOWS_PER_STEP * WINDOW / LENGTH)
         order = torch.Generator().manual_seed(0)
         self.order = torch.randperm(n, generator=order)
@@ -60,20 +91,33 @@ def soft_cross_entropy(logits: Tensor, wanted: Tensor) -> Tensor:
     return -(wanted * torch.log_softmax(logits.float(), dim=-1)).sum(dim=-1).mean()
 
 
+def top_cross_entropy(logits: Tensor, top_ids: Tensor, top_shares: Tensor) -> Tensor:
+    """Cross-entropy per row, all tokens but the top ones taken as one event; fp32 [N].
+
+    Args:
+        logits: [N, V].
+        top_ids, top_shares: [N, K], the wanted distribution's most probable tokens.
+    """
+    found = torch.log_softmax(logits.float(), dim=-1).gather(-1, top_ids)
+    rest = (1 - top_shares.sum(dim=-1)).clamp(min=0)
+    found_rest = torch.log((1 - found.exp().sum(dim=-1)).clamp(min=1e-6))
+    return -(top_shares * found).sum(dim=-1) - rest * found_rest
+
+
 def train_intermediate(
-    target: TrainableLlama, data: Mixed, plan: Plan, folder: Path, evaluate, device: str
+    own: list[OwnText], plan: Plan, folder: Path, evaluate, device: str
 ) -> TrainableLlama:
-    """Distil the intermediate model from `target`; resumes from `folder`."""
-    model = TrainableLlama(INTERMEDIATE).to(device)
-    target.requires_grad_(False)
+    """Distil the intermediate model from what the target wrote; resumes from `folder`."""
+    model, micros = TrainableLlama(INTERMEDIATE).to(device), Micros(own)
 
     def losses_at(step: int):
-        chunks = data.batch(step).split(MICRO_ROWS)
-        for ids in chunks:
-            ids = ids.to(device)
-            with torch.no_grad():
-                wanted = torch.softmax(target(ids).float(), dim=-1)
-            yield soft_cross_entropy(model(ids).flatten(0, 1), wanted.flatten(0, 1)) / len(chunks)
+        chunks = micros.at(step)
+        n_counted = sum(int(chunk.kept.sum()) for chunk in chunks)
+        for chunk in chunks:
+            counted = torch.arange(chunk.ids.shape[1]) < chunk.kept[:, None]
+            logits = model(chunk.ids.to(device))[counted.to(device)]
+            top = (field[counted].to(device) for field in (chunk.top_ids, chunk.top_shares))
+            yield top_cross_entropy(logits, *top).sum() / n_counted
 
     train(model, losses_at, plan, folder, lambda: evaluate(model))
     return model

@@ -1,10 +1,14 @@
-"""Text of the target's own, for distilling: continuations of training prefixes, many at a time.
+"""Text of the target's own, with what the target thought at every token: the distillation data.
 
-A small model is asked to agree with the target on text the target writes, so part of what it
-learns from is such text.  Half of the continuations are greedy, half drawn at temperature 0.8;
-what follows the first loop (a 16-gram that stands in the output already) is cut off.
+A small model is asked to agree with the target on text the target writes, so such text is what it
+learns from: continuations of training prefixes, two thirds greedy, one third drawn at temperature
+0.8.  The target's most probable tokens are written down as they are made, so a step of
+distillation costs the small model alone.  Text goes on `LOOP_KEPT` tokens into a loop (a 16-gram
+that stands in the output already) and counts for nothing after that.
 """
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,51 +17,106 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from hspec_lab.train.data import WINDOW, Windows
+from hspec_lab.train.data import BOS_ID, WINDOW, Windows
 from hspec_lab.train.llama import TrainableLlama, rotate
 from hspec_lab.train.muon import has_fast_bf16
 
-PREFIX, NEW = 256, 256
-LOOP_GRAM = 16
+BATCH_TOKENS = 128 * 1024
+# (prefix, whole row): short contexts are what is mostly decoded, long ones must not be strange
+ROWS = ((128, 384), (128, 384), (640, 1024))
+TOP = 32  # probabilities kept per token; the rest is known as one sum
+LOOP_GRAM, LOOP_KEPT = 16, 32
 TEMPERATURE = 0.8
+PASS_OFFSET = 352  # a second pass over the windows begins its prefixes elsewhere
+
+
+@dataclass(frozen=True, slots=True)
+class OwnText:
+    """Rows of one length.
+
+    `ids` int64 [n, T]; `top_ids` int64 and `top_shares` fp32 [n, T, TOP] are the target's most
+    probable next tokens behind each; `kept` int64 [n] is how many tokens of a row count.
+    """
+
+    ids: Tensor
+    top_ids: Tensor
+    top_shares: Tensor
+    kept: Tensor
+
+    def rows(self, start: int, stop: int) -> "OwnText":
+        """Some rows, widened from how they are stored."""
+        return OwnText(
+            self.ids[start:stop].long(),
+            self.top_ids[start:stop].long(),
+            self.top_shares[start:stop].float(),
+            self.kept[start:stop],
+        )
 
 
 @torch.no_grad()
-def continue_batch(model: TrainableLlama, prefixes: Tensor, n_new: int, warm: Tensor, generator):
-    """Continue int64 [B, T] by `n_new` tokens; rows where bool [B] `warm` are drawn, not greedy."""
-    shape, B, T = model.shape, *prefixes.shape
+def continue_batch(
+    model: TrainableLlama, prefixes: Tensor, length: int, warm: Tensor, generator
+) -> OwnText:
+    """Continue int64 [B, T] to `length` tokens; rows where bool [B] `warm` are drawn, not greedy.
+
+    Returns:
+        all rows, as they are stored: ids and `top_ids` in int16, `top_shares` in fp16.
+    """
+    shape, (B, T), device = model.shape, prefixes.shape, prefixes.device
     K, D = shape.num_key_value_heads, shape.head_dim
-    groups = shape.num_attention_heads // K
+    # [layer, keys or values, B, kv head, position, D]
     cache = torch.zeros(
-        shape.num_hidden_layers, 2, B, K, T + n_new, D, dtype=torch.bfloat16, device=prefixes.device
+        shape.num_hidden_layers, 2, B, K, length, D, dtype=torch.bfloat16, device=device
     )
-    tables = [table.to(prefixes.device) for table in model.tables]
-    ids, out, start = prefixes, [], 0
-    for _ in range(n_new):
-        length = ids.shape[1]
-        cos, sin = (table[start : start + length] for table in tables)
-        x = model.model.embed_tokens(ids)
-        for i, layer in enumerate(model.model.layers):
-            attention, normed = layer.self_attn, layer.input_layernorm(x)
-            q, k, v = (
-                project(normed).view(B, length, -1, D).transpose(1, 2)
-                for project in (attention.q_proj, attention.k_proj, attention.v_proj)
-            )
-            q = rotate(q.float(), cos, sin).to(cache.dtype)
-            cache[i, 0, :, :, start : start + length] = rotate(k.float(), cos, sin)
-            cache[i, 1, :, :, start : start + length] = v
-            k, v = cache[i, :, :, :, : start + length].repeat_interleave(groups, dim=2)
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=start == 0)
-            x = x + attention.o_proj(y.transpose(1, 2).reshape(B, length, -1).to(x.dtype))
+    tables = [table.to(device) for table in model.tables]
+    ids = torch.zeros(B, length, dtype=torch.int64, device=device)
+    ids[:, :T] = prefixes
+    top_ids = torch.zeros(B, length, TOP, dtype=torch.int16, device=device)
+    top_shares = torch.zeros(B, length, TOP, dtype=torch.float16, device=device)
+    start, stop = 0, T
+    while start < length:
+        x = model.model.embed_tokens(ids[:, start:stop])
+        cos, sin = (table[start:stop] for table in tables)
+        for layer, (keys, values) in zip(model.model.layers, cache, strict=True):
+            x = _attend(layer, x, cos, sin, keys, values, start)
             x = x + layer.mlp(layer.post_attention_layernorm(x))
-        logits = model.lm_head(model.model.norm(x[:, -1])).float()
-        drawn = torch.multinomial(
-            torch.softmax(logits / TEMPERATURE, dim=-1), 1, generator=generator
-        )[:, 0]
-        ids = torch.where(warm, drawn, logits.argmax(dim=-1))[:, None]
-        out.append(ids)
-        start += length
-    return torch.cat(out, dim=1)
+        x = model.model.norm(x)
+        for i in range(start, stop):  # a slice at a time: logits of all rows would not fit a cache
+            logits = model.lm_head(x[:, i - start]).float()
+            shares, tokens = torch.softmax(logits, dim=-1).topk(TOP, dim=-1)
+            top_ids[:, i], top_shares[:, i] = tokens.to(torch.int16), shares.half()
+        if stop < length:
+            ids[:, stop] = torch.where(warm, _drawn(logits / TEMPERATURE, generator), tokens[:, 0])
+        start, stop = stop, min(stop + 1, length)
+    kept = [min(length, T + loop_start(row[T:]) + LOOP_KEPT) for row in ids.tolist()]
+    return OwnText(ids.to(torch.int16), top_ids, top_shares, torch.tensor(kept))
+
+
+def _drawn(logits: Tensor, generator) -> Tensor:
+    """One token per row of `logits` [B, V], by inverting the distribution function."""
+    below = torch.softmax(logits, dim=-1).cumsum(dim=-1)
+    where = torch.rand(len(logits), 1, generator=generator, device=logits.device) * below[:, -1:]
+    return torch.searchsorted(below, where)[:, 0].clamp(max=logits.shape[-1] - 1)
+
+
+def _attend(layer, x: Tensor, cos, sin, keys: Tensor, values: Tensor, start: int) -> Tensor:
+    """The attention branch of `layer` on `x` [B, n, hidden], writing [B, K, length, D] caches."""
+    attention, normed = layer.self_attn, layer.input_layernorm(x)
+    (B, n, _), (_, K, _, D) = x.shape, keys.shape
+    q, k, v = (
+        project(normed).view(B, n, -1, D).transpose(1, 2)
+        for project in (attention.q_proj, attention.k_proj, attention.v_proj)
+    )
+    q = rotate(q.float(), cos, sin).to(keys.dtype)
+    keys[:, :, start : start + n] = rotate(k.float(), cos, sin)
+    values[:, :, start : start + n] = v
+    k, v = keys[:, :, : start + n], values[:, :, : start + n]
+    if n == 1:  # the query heads that share a key head are rows of one product
+        y = F.scaled_dot_product_attention(q.view(B, K, -1, D), k, v).view(B, 1, -1)
+    else:
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        y = y.transpose(1, 2).reshape(B, n, -1)
+    return x + attention.o_proj(y.to(x.dtype))
 
 
 def loop_start(ids: list[int]) -> int:
@@ -72,34 +131,51 @@ def loop_start(ids: list[int]) -> int:
 
 
 def own_text(
-    model: TrainableLlama, windows: Windows, n_tokens: int, path: Path, seed: int, say=print
-) -> Tensor:
-    """About `n_tokens` tokens of prefixes with the target's continuations, int64 [n].
+    model: TrainableLlama, windows: Windows, n_tokens: int, folder: Path, seed: int, say=print
+) -> list[OwnText]:
+    """At least `n_tokens` tokens that count, as batches of equally long rows.
 
-    Written to `path` batch by batch, so that a stopped run goes on where it was.
+    Every batch is a file of `folder`, so that a stopped run goes on where it was.
     """
     device = next(model.parameters()).device
-    stream = load_file(path)["stream"] if path.exists() else torch.zeros(0, dtype=torch.int64)
-    batch_size = 64
-    batch = int(stream[-1]) if len(stream) else 0  # the last entry counts the batches done
-    parts = [stream[:-1]]
-    done = len(stream)
-    while done < n_tokens:
-        generator = torch.Generator(device).manual_seed(seed * 100_003 + batch)
-        picks = [(batch * batch_size + i) % len(windows.order) for i in range(batch_size)]
-        starts = [int(windows.order[i]) * WINDOW for i in picks]
-        prefixes = torch.stack([windows.stream[s : s + PREFIX] for s in starts]).to(device)
-        warm = (torch.arange(batch_size) % 2 == 1).to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=has_fast_bf16(device)):
-            new = continue_batch(model, prefixes, NEW, warm, generator)
-        for prefix, row in zip(prefixes.tolist(), new.tolist(), strict=True):
-            ids = prefix + row[: loop_start(row)]
-            parts.append(torch.from_numpy(np.array(ids)))
-            done += len(ids)
-        batch += 1
-        whole = torch.cat([*parts, torch.tensor([batch])])
-        temporary = path.with_suffix(".tmp")
-        save_file({"stream": whole}, temporary)
-        temporary.replace(path)
-        say(f"own text: {done} of {n_tokens} tokens")
-    return torch.cat(parts)
+    folder.mkdir(parents=True, exist_ok=True)
+    batches, done, picked = [], 0, 0
+    for number, (prefix, length) in _endless(ROWS):
+        if done >= n_tokens:
+            return batches
+        n_rows, path = BATCH_TOKENS // length, folder / f"{number:05d}.safetensors"
+        if path.exists():
+            batch = OwnText(**load_file(path))
+        else:
+            generator = torch.Generator(device).manual_seed(seed * 100_003 + number)
+            prefixes = _prefixes(windows, picked, n_rows, prefix).to(device)
+            warm = (torch.arange(n_rows) % 3 == 2).to(device)
+            with torch.autocast(device.type, torch.bfloat16, enabled=has_fast_bf16(device)):
+                batch = continue_batch(model, prefixes, length, warm, generator)
+            fields = {name: getattr(batch, name).cpu() for name in OwnText.__slots__}
+            batch = OwnText(**fields)
+            save_file(fields, path.with_suffix(".tmp"))
+            path.with_suffix(".tmp").replace(path)
+            say(f"own text: {done + int(batch.kept.sum())} of {n_tokens} tokens")
+        batches.append(batch)
+        done += int(batch.kept.sum())
+        picked += n_rows
+    raise AssertionError("unreachable")
+
+
+def _endless(rows) -> Iterator[tuple[int, tuple[int, int]]]:
+    number = 0
+    while True:
+        yield number, rows[number % len(rows)]
+        number += 1
+
+
+def _prefixes(windows: Windows, first: int, n_rows: int, length: int) -> Tensor:
+    """int64 [n_rows, length]: begin-of-text and training text."""
+    picks = np.arange(first, first + n_rows)
+    again, picks = np.divmod(picks, len(windows.order))
+    starts = windows.order[picks] * WINDOW + again * PASS_OFFSET
+    starts = np.minimum(starts, len(windows.stream) - length)
+    rows = torch.stack([windows.stream[s : s + length] for s in starts.tolist()])
+    rows[:, 0] = BOS_ID
+    return rows

@@ -7,7 +7,8 @@ state; the shipped folders are only written by `export`, when everything is ther
 import hashlib
 import json
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -25,7 +26,7 @@ from hspec_lab.train.distill import (
     train_intermediate,
 )
 from hspec_lab.train.export import export_model, export_text, export_tokenizer
-from hspec_lab.train.generate import own_text
+from hspec_lab.train.generate import OwnText, continue_batch, loop_start, own_text
 from hspec_lab.train.llama import TrainableLlama
 from hspec_lab.train.loop import Plan, load_state
 from hspec_lab.train.pretrain import TARGET, WINDOWS_PER_STEP, train_target
@@ -33,7 +34,8 @@ from hspec_lab.train.tokenizer import save_tokenizer, train_tokenizer
 
 SEED = 0
 TOKENS_PER_STEP = WINDOWS_PER_STEP * WINDOW
-OWN_SHARE = 0.5  # of an intermediate model's or head's training text
+CHECK_PREFIX = 128  # tokens of held-out text that the target continues, for the training log
+OWN_SHARE = 0.5  # of a head's training text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,10 +43,10 @@ class Budget:
     """Steps of each stage, `TOKENS_PER_STEP` tokens each."""
 
     target: int = 1600
-    intermediate: int = 1000
+    intermediate: int = 6000
     target_head: int = 500
     intermediate_head: int = 500
-    own_tokens: int = 1_000_000
+    own_tokens: int = 3_500_000
 
 
 def train_zoo(work: Path, budget: Budget, device: str = "cpu", say=print) -> None:
@@ -61,12 +63,12 @@ def train_zoo(work: Path, budget: Budget, device: str = "cpu", say=print) -> Non
     )
     target.requires_grad_(False)
     windows = Windows(files, tokenizer, SEED)
-    own = own_text(target, windows, budget.own_tokens, work / "own.safetensors", SEED, say)
+    own = own_text(target, windows, budget.own_tokens, work / "own", SEED, say)
     data = Mixed(windows, own, OWN_SHARE)
     check = _Check(target, files, tokenizer, device)
     torch.manual_seed(SEED + 1)
     plan = Plan(n_steps=budget.intermediate, decay_share=0.6)
-    middle = train_intermediate(target, data, plan, work / "intermediate", check.agreement, device)
+    middle = train_intermediate(own, plan, work / "intermediate", check.agreement, device)
     middle.requires_grad_(False)
     for name, model, steps in (
         ("target-eagle2", target, budget.target_head),
@@ -95,11 +97,27 @@ class _Check:
         self.ids = torch.tensor(ids[: len(ids) // LENGTH * LENGTH]).view(-1, LENGTH).to(device)
         self.target = target
 
+    @cached_property
+    def own(self) -> OwnText:
+        """Greedy continuations of held-out text, outside loops."""
+        cold = torch.zeros(len(self.ids), dtype=torch.bool, device=self.ids.device)
+        text = continue_batch(self.target, self.ids[:, :CHECK_PREFIX], 2 * CHECK_PREFIX, cold, None)
+        text = text.rows(0, len(self.ids))
+        written = [CHECK_PREFIX + loop_start(row[CHECK_PREFIX:]) for row in text.ids.tolist()]
+        return replace(text, kept=torch.tensor(written))
+
     @torch.no_grad()
     def agreement(self, model: TrainableLlama) -> dict:
         pairs = ((self.target(ids).argmax(-1), model(ids).argmax(-1)) for ids in self.ids.split(4))
         shares = [(one == other).float().mean() for one, other in pairs]
-        return {"same_argmax": round(float(sum(shares) / len(shares)), 4)}
+        own, at = self.own, torch.arange(2 * CHECK_PREFIX)
+        written = (at >= CHECK_PREFIX) & (at < self.own.kept[:, None])
+        guessed = torch.cat([model(ids).argmax(-1) for ids in own.ids.to(self.ids.device).split(4)])
+        same = guessed.cpu() == own.top_ids[..., 0].cpu()
+        return {
+            "same_argmax": round(float(sum(shares) / len(shares)), 4),
+            "same_argmax_own": round(float(same[written].float().mean()), 4),
+        }
 
     def guesses(self, model: TrainableLlama):
         @torch.no_grad()
@@ -132,7 +150,9 @@ def export_zoo(work: Path, root: Path, device: str = "cpu") -> dict:
         "torch": torch.__version__,
         "tokens_per_step": TOKENS_PER_STEP,
         "corpus_sha256": hashlib.sha256(training.encode()).hexdigest(),
-        "own_tokens": len(load_file(work / "own.safetensors")["stream"]) - 1,
+        "own_tokens": sum(
+            int(load_file(path)["kept"].sum()) for path in (work / "own").glob("*.safetensors")
+        ),
         "stages": {},
     }
     made = {
