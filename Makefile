@@ -60,7 +60,7 @@ $(STAMP):
 	@$(PY) -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' </dev/null 2>/dev/null || \
 	    $(PYTHON) -m venv --clear $(VENV) </dev/null
 	@$(PIP) setuptools </dev/null
-	@$(PIP) --no-build-isolation --editable '.[lab,dev]' </dev/null
+	@$(PIP) --no-build-isolation --editable '.[lab,dev,kernels]' </dev/null
 	@mkdir -p $(LAB_SETTINGS) && echo '{"@jupyterlab/apputils-extension:notification":' \
 	    '{"fetchNews": "false", "checkForUpdates": false}}' >$(LAB_SETTINGS)/overrides.json
 	@rm -f $(VENV)/.ready-* && touch $@

@@ -1,1 +1,8 @@
-"""Triton kernels, one operation a file; tensors in, tensors out; imported as `hspec_kernels`."""
+"""Triton kernels, one operation a file; tensors in, tensors out; imported as `hspec_kernels`.
+
+    from hspec_kernels.w4a16_matmul import w4a16_matmul
+
+Every file has a plain-torch definition `<op>_ref`, a checked wrapper `<op>`, a visible list of
+`CONFIGS` and the kernel itself.  `cases/` says, once for tests, compilation and benchmarks, what
+inputs an operation is tried on and what its compiled form may cost.
+"""
