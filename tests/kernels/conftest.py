@@ -5,9 +5,9 @@ import os
 import pytest
 import torch
 
-pytest.importorskip("triton", reason="kernels need triton")
 if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel's file is imported
+    os.environ["TRITON_INTERPRET"] = "1"  # read when triton's own functions are imported
+pytest.importorskip("triton", reason="kernels need triton")
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 REAL_EMPTY = {name: getattr(torch, name) for name in ("empty", "empty_like")}
@@ -25,7 +25,7 @@ def generator() -> torch.Generator:
 
 @pytest.fixture(autouse=True)
 def poisoned(monkeypatch):
-    """`torch.empty` and `torch.empty_like` give NaN, or the largest integer, not whatever lay there."""
+    """`torch.empty` and `empty_like` give NaN, or the largest integer, not whatever lay there."""
 
     def poison(make):
         def made(*args, **kwargs):

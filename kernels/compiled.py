@@ -1,0 +1,145 @@
+"""Compile kernels ahead of time, without a GPU, and read what they cost from the machine code.
+
+    python -m hspec_kernels.compiled [operation ...] [--all] [--json]
+
+Registers, spills and shared memory come from the cubin, instructions from its disassembly, with the
+tools inside Triton's wheel.  Must run in a process without TRITON_INTERPRET: an interpreted kernel
+cannot be compiled.
+
+    source  triton.compile(ASTSource, GPUTarget); sm_80 (A100), sm_90 (H100), sm_100 (B200)
+"""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from hspec_kernels.case import CompileCase, compile_cases, operations
+
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+_RESOURCES = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
+# "/*0a30*/  @!P0 LDG.E.128 R4, ..." -> LDG
+_INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)")
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """One kernel for one target; `instructions` counts opcodes without their suffixes."""
+
+    operation: str
+    case: str
+    target: int
+    registers: int
+    spill_bytes: int
+    shared_bytes: int
+    num_warps: int
+    instructions: dict[str, int]
+
+    def broken_budgets(self, case: CompileCase) -> list[str]:
+        """What this kernel uses beyond what its case allows."""
+        found = []
+        if self.spill_bytes:
+            found.append(f"{self.spill_bytes} bytes spilled")
+        if self.registers > case.max_registers:
+            found.append(f"{self.registers} registers, {case.max_registers} allowed")
+        if self.shared_bytes > case.max_shared_bytes:
+            found.append(f"{self.shared_bytes} B shared, {case.max_shared_bytes} allowed")
+        return found
+
+
+def compile_case(operation: str, case: CompileCase, target: int) -> Compiled:
+    """Compile one case for compute capability `target`.
+
+    Raises:
+        RuntimeError: kernels are interpreted in this process.
+    """
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        raise RuntimeError("TRITON_INTERPRET=1 is set; compile in a process without it")
+    kernel = compile_kernel(case, target)
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder) / "kernel.cubin"
+        cubin.write_bytes(kernel.asm["cubin"])
+        usage = _tool("cuobjdump", "--dump-resource-usage", str(cubin))
+        listing = _tool("nvdisasm", "-c", str(cubin))
+    registers, stack, _, local = (int(n) for n in _RESOURCES.search(usage).groups())
+    opcodes = Counter(m[1] for m in map(_INSTRUCTION.match, listing.splitlines()) if m)
+    return Compiled(
+        operation=operation,
+        case=case.name,
+        target=target,
+        registers=registers,
+        spill_bytes=stack + local,
+        shared_bytes=kernel.metadata.shared,
+        num_warps=case.num_warps,
+        instructions=dict(sorted(opcodes.items())),
+    )
+
+
+def compile_kernel(case: CompileCase, target: int):
+    """What `triton.compile` gives for one case."""
+    names = case.kernel.arg_names
+    missing = [n for n in names if n not in case.signature and n not in case.constants]
+    unknown = [n for n in (*case.signature, *case.constants) if n not in names]
+    if missing or unknown:
+        raise ValueError(f"{case.name}: signature lacks {missing}, has unknown {unknown}")
+    types = {name: case.signature.get(name, "constexpr") for name in names}
+    aligned = [i for i, name in enumerate(names) if types[name][0] == "*" or name in case.divisible]
+    source = ASTSource(
+        fn=case.kernel,
+        signature=types,
+        constexprs=dict(case.constants),
+        attrs={(i,): [["tt.divisibility", 16]] for i in aligned},
+    )
+    options = {"num_warps": case.num_warps, "num_stages": case.num_stages}
+    return triton.compile(source, target=GPUTarget("cuda", target, 32), options=options)
+
+
+def _tool(name: str, *arguments: str) -> str:
+    done = subprocess.run([TOOLS / name, *arguments], capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("operations", nargs="*", help=f"of {', '.join(operations())}; default all")
+    parser.add_argument("--all", action="store_true", help="all configurations, not the chosen")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    options = parser.parse_args()
+    unknown = set(options.operations) - set(operations())
+    if unknown:
+        parser.error(f"no operation {sorted(unknown)}; there are: {', '.join(operations())}")
+    n_broken = 0
+    for operation in options.operations or operations():
+        for case in compile_cases(operation):
+            if not (case.chosen or options.all):
+                continue
+            for target in case.targets:
+                made = compile_case(operation, case, target)
+                broken = made.broken_budgets(case)
+                n_broken += bool(broken)
+                if options.json:
+                    print(json.dumps(asdict(made) | {"broken": broken}), flush=True)
+                else:
+                    print(_line(made), "; ".join(broken), flush=True)
+    return min(n_broken, 1)
+
+
+def _line(made: Compiled) -> str:
+    return (
+        f"{made.operation:20} {made.case:32} sm_{made.target:<4} {made.registers:4} registers "
+        f"{made.spill_bytes:4} B spilled {made.shared_bytes:7} B shared {made.num_warps} warps"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
