@@ -5,6 +5,7 @@
     hspec runs      what has been stored
     hspec report    one stored run as a page
     hspec export    one stored run for another tool
+    hspec measure   cost curves: the time of a pass over n tokens, for every n
     hspec zoo       train and export the shipped models
 
 Text goes to stdout; progress, notes and summaries to stderr.  Exit codes: 0; 1 when a demo found a
@@ -87,13 +88,13 @@ def _demo(options) -> int:
 
 
 @contextmanager
-def _bar() -> Iterator:
+def _bar(unit: str = "token") -> Iterator:
     """A progress bar on stderr, told as `experiment.Progress` says; it appears when first told."""
     from tqdm import tqdm
 
     bar = None
     # a log file needs no ten lines a second
-    pace = {"mininterval": 0.1 if sys.stderr.isatty() else 10, "unit": "token"}
+    pace = {"mininterval": 0.1 if sys.stderr.isatty() else 10, "unit": unit}
 
     def progress(done: int, total: int, text: str) -> None:
         nonlocal bar
@@ -195,6 +196,40 @@ def _report(options) -> int:
     return 0
 
 
+# ---- measure ---------------------------------------------------------------------------------
+
+
+def _measure(options) -> int:
+    from hspec_lab.cost import as_text
+    from hspec_lab.measure import Plan, measure_costs
+    from hspec_lab.store import read_cost
+
+    shapes = [f"shape:{shape}@{s}" for shape in options.shape for s in options.schemes]
+    named = {"repeats": options.repeats, "threads": options.threads, "device": options.device}
+    plan = Plan(
+        models=(*options.model, *shapes),
+        contexts=tuple(options.contexts),
+        rows=_whole_numbers(options.rows),
+        **{name: value for name, value in named.items() if value is not None},
+    )
+    with _bar("turn") as progress:
+        measure_costs(plan, options.out, progress)
+    print(as_text(*read_cost(options.out)))
+    print(f"\n{options.out / 'cost.parquet'}")
+    return 0
+
+
+def _whole_numbers(text: str) -> tuple[int, ...]:
+    """ "1,2,4" or "1-64" or both."""
+    found = []
+    for part in text.split(","):
+        low, dash, high = part.partition("-")
+        if not low.isdecimal() or (dash and not high.isdecimal()):
+            raise ValueError(f"--rows takes numbers and ranges such as 1-16,32; got {text!r}")
+        found += range(int(low), int(high or low) + 1)
+    return tuple(found)
+
+
 # ---- zoo -------------------------------------------------------------------------------------
 
 
@@ -252,6 +287,7 @@ def _parser() -> _Parser:
     _add_demo(commands)
     _add_run(commands)
     _add_stored(commands)
+    _add_measure(commands)
     _add_zoo(commands)
     return parser
 
@@ -316,6 +352,22 @@ def _add_stored(commands) -> None:
         parser.add_argument("--out", type=Path, metavar="PATH", help="default: beside you")
         _add_store(parser)
     export.add_argument("--to", choices=("perfetto", "parquet"), default="perfetto")
+
+
+def _add_measure(commands) -> None:
+    words = "Measure the time of one forward pass over n tokens, for every n; resumable."
+    parser = _command(commands, "measure", _measure, words)
+    add = parser.add_argument
+    add("--model", nargs="+", default=[], metavar="REF", help="folder@format or zoo:name@format")
+    add("--shape", nargs="+", default=[], metavar="NAME",
+        help="a real model's sizes, made-up weights: llama-3-8b, ..., or a folder")  # fmt: skip
+    add("--schemes", nargs="+", default=["w4a16-g128"], metavar="FORMAT", help="of the shapes")
+    add("--contexts", nargs="+", type=int, default=[512], metavar="N", help="tokens stored; 512")
+    add("--rows", default="1-64", metavar="N,N-N", help="tokens of a pass; 1-64")
+    add("--repeats", type=int, metavar="N", help="15")
+    add("--threads", type=int, metavar="N", help="2")
+    add("--device", metavar="DEVICE", help="cpu")
+    add("--out", type=Path, required=True, metavar="DIR", help="goes on where it was")
 
 
 def _add_zoo(commands) -> None:

@@ -32,12 +32,16 @@ Progress = Callable[[int, int, str], None]
 
 
 def environment(config: Config) -> dict:
-    """The conditions of a measurement."""
+    """The conditions of a run."""
+    return conditions(config.device, config.threads) | {"weights": fingerprint(config)}
+
+
+def conditions(device: str, threads: int) -> dict:
+    """The conditions of a measurement, whatever was measured."""
     return {
-        "device": config.device,
+        "device": device,
         "cpu": _cpu_name(),
-        "threads": config.threads,
-        "weights": fingerprint(config),
+        "threads": threads,
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "load_average": [round(load, 2) for load in os.getloadavg()],
         "python": platform.python_version(),

@@ -5,6 +5,9 @@
                           spans.parquet   one row per timed phase; round -1 is the prefill
                           tokens.parquet  one row per output token and who proposed it
 
+<folder>/measure.json                    schema, conditions, what one pass reads
+         cost.parquet                    cost curves
+
 The tables are long, their values raw, warm-up rows flagged and not dropped.  A folder appears
 whole or not at all: it is written under another name beside its place, then renamed.
 """
@@ -53,6 +56,19 @@ TABLES = {
         "piece": "str",
         "source": "str",
     },
+}
+# one row per (device, model, scheme, context, n)
+COSTS = {
+    "device": "str",
+    "model": "str",
+    "scheme": "str",
+    "context": "int64",  # tokens stored before the pass
+    "n": "int64",  # tokens of the pass
+    "time_us": "float64",  # median
+    "low_us": "float64",  # quartiles
+    "high_us": "float64",
+    "graph": "bool",  # one CUDA graph, so that launches cost the host nothing
+    "repeats": "int64",
 }
 REQUIRED = ("kind", "config", "config_id", "method", "format", "environment", "prompts", "outputs")
 OPTIONAL = {"prefill": {}, "audits": [], "summary": {}}
@@ -117,13 +133,60 @@ def read_run(folder: Path | str) -> tuple[dict, dict[str, pd.DataFrame]]:
 def read_head(folder: Path | str) -> dict:
     """Read `run.json` alone; refuses a schema this code does not know."""
     path = Path(folder) / "run.json"
+    head = _versioned(path)
+    if missing := [name for name in (*REQUIRED, *OPTIONAL) if name not in head]:
+        raise ValueError(f"{path} lacks {', '.join(missing)}")
+    return head
+
+
+def _versioned(path: Path) -> dict:
+    """A JSON object of the schema this code knows."""
     head = _opened(path, lambda path: json.loads(path.read_text(encoding="utf-8")))
     schema = head.get("schema") if isinstance(head, dict) else None
     if schema != SCHEMA_VERSION:
         raise ValueError(f"{path}: schema {schema}, this code reads {SCHEMA_VERSION}")
-    if missing := [name for name in (*REQUIRED, *OPTIONAL) if name not in head]:
-        raise ValueError(f"{path} lacks {', '.join(missing)}")
     return head
+
+
+def empty_costs() -> pd.DataFrame:
+    """A cost table without rows."""
+    return pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in COSTS.items()})
+
+
+def write_cost(folder: Path, head: dict, table: pd.DataFrame) -> None:
+    """Write cost curves and their conditions; each file is replaced whole or not at all.
+
+    Raises:
+        ValueError: a column is missing or foreign.
+    """
+    if list(table.columns) != list(COSTS):
+        raise ValueError(f"a cost table has the columns {list(COSTS)}, got {list(table.columns)}")
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"schema": SCHEMA_VERSION} | head, indent=2, allow_nan=False) + "\n"
+    (folder / "measure.tmp").write_text(text, encoding="utf-8")
+    table.astype(COSTS).to_parquet(folder / "cost.tmp", index=False)
+    os.replace(folder / "cost.tmp", folder / "cost.parquet")
+    os.replace(folder / "measure.tmp", folder / "measure.json")
+
+
+def read_cost(folder: Path | str) -> tuple[dict, pd.DataFrame]:
+    """Conditions and curves of a folder that `write_cost` wrote.
+
+    Raises:
+        ValueError: a file is missing, damaged, or of a schema this code does not know.
+    """
+    folder = Path(folder)
+    head = _opened(
+        folder / "measure.json", lambda path: json.loads(path.read_text(encoding="utf-8"))
+    )
+    if head.get("schema") != SCHEMA_VERSION:
+        raise ValueError(
+            f"{folder}: schema {head.get('schema')!r}, this version reads {SCHEMA_VERSION}"
+        )
+    table = _opened(folder / "cost.parquet", pd.read_parquet)
+    if list(table.columns) != list(COSTS):
+        raise ValueError(f"{folder}: a cost table has the columns {list(COSTS)}")
+    return head, table
 
 
 def store_root() -> Path:

@@ -1,0 +1,141 @@
+"""Cost curves: fixed columns, resumable, conditions never mixed; shapes without weights."""
+
+import json
+
+import pandas as pd
+import pytest
+
+from hspec_lab import cli, cost, store
+from hspec_lab.measure import Plan, bushy, measure_costs
+from hspec_lab.model import Transformer
+from hspec_lab.model.synthetic import SyntheticCheckpoint, shapes
+
+SMALL = {
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 64,
+    "max_position_embeddings": 64,
+}
+
+
+@pytest.fixture
+def shape(tmp_path):
+    """A folder with a config.json and no weights."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(SMALL))
+    return f"shape:{folder}"
+
+
+def plan(shape, *formats, **changes):
+    some = {"contexts": (8,), "rows": (2, 5), "repeats": 3, "threads": 1}
+    return Plan(models=tuple(f"{shape}@{format}" for format in formats), **some | changes)
+
+
+def test_a_curve_has_one_row_per_n_and_always_the_one_token_pass(shape, tmp_path):
+    table = measure_costs(plan(shape, "fp32", "w8a8", contexts=(8, 16)), tmp_path / "out")
+    assert list(table.columns) == list(store.COSTS)
+    assert table.groupby(["scheme", "context"])["n"].apply(list).tolist() == [[1, 2, 5]] * 4
+    assert (table["low_us"] <= table["time_us"]).all()
+    assert (table["time_us"] <= table["high_us"]).all() and (table["low_us"] > 0).all()
+    assert not table["graph"].any() and (table["repeats"] == 3).all()
+    head, stored = store.read_cost(tmp_path / "out")
+    pd.testing.assert_frame_equal(stored, table.astype(store.COSTS))
+    assert head["conditions"]["threads"] == 1 and head["read_gb_per_s"] > 0
+    # 2 layers of (32 + 16 + 16 + 32 + 64 * 3) x 32 weights and the output layer
+    n_weights = 2 * (32 * 32 + 2 * 16 * 32 + 32 * 32 + 3 * 64 * 32) + 64 * 32
+    assert head["weight_bytes"][f"{shape}@fp32"] == 4 * n_weights
+
+
+def test_what_is_there_is_not_measured_again(shape, tmp_path):
+    told = []
+
+    def stopped(done, total, text):
+        told.append(text)
+        if "w8a8" in text:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measure_costs(plan(shape, "fp32", "w8a8"), tmp_path / "out", stopped)
+    first = store.read_cost(tmp_path / "out")[1]
+    assert first["scheme"].unique().tolist() == ["fp32"]
+    whole = measure_costs(plan(shape, "fp32", "w8a8"), tmp_path / "out")
+    assert whole["scheme"].unique().tolist() == ["fp32", "w8a8"]
+    pd.testing.assert_frame_equal(whole[:3].astype(store.COSTS), first)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "cost.parquet",
+        "measure.json",
+    ]
+
+
+def test_curves_of_other_conditions_are_not_mixed(shape, tmp_path):
+    measure_costs(plan(shape, "fp32"), tmp_path / "out")
+    with pytest.raises(ValueError, match="measured with threads 1, now it is 2: give another"):
+        measure_costs(plan(shape, "fp32", threads=2), tmp_path / "out")
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 64])
+def test_the_measured_tree_has_two_children_a_node(n):
+    tree = bushy(n)
+    assert len(tree) == n and max(map(tree.parents.count, range(n))) <= 2
+    assert max(tree.depths) == n.bit_length() - 1
+
+
+def test_times_are_put_in_units_of_the_one_token_pass_of_their_own_curve():
+    rows = [("fp32", 1, 10.0), ("fp32", 4, 15.0), ("w8a8", 1, 4.0), ("w8a8", 4, 12.0)]
+    table = pd.DataFrame(rows, columns=["scheme", "n", "time_us"])
+    table = table.assign(device="d", model="m", context=8)
+    assert cost.relative(table)["ratio"].tolist() == [1.0, 1.5, 1.0, 3.0]
+    with pytest.raises(ValueError, match="no one-token time for d, m, fp32, 8"):
+        cost.relative(table[table["n"] > 1])
+
+
+@pytest.mark.parametrize("name", shapes())
+def test_every_shape_that_ships_can_be_read(name):
+    shape = SyntheticCheckpoint(name, 20_000).shape
+    assert shape.context >= 20_000 and shape.heads % shape.kv_heads == 0
+    assert shape.hidden % 128 == 0 and shape.inner % 128 == 0
+
+
+def test_a_made_up_model_is_the_same_each_time_and_stays_near_one(shape):
+    checkpoint = SyntheticCheckpoint(shape.removeprefix("shape:"))
+    features = []
+    for _ in range(2):
+        model = Transformer(checkpoint, "fp32")
+        features.append(model.forward([1, 2, 3], model.new_cache(3)))
+    assert bool((features[0] == features[1]).all())
+    assert 0.5 < float(features[0].square().mean()) < 2
+
+
+@pytest.mark.parametrize(
+    "words,message",
+    [
+        (["--shape", "llama-9"], "no shape 'llama-9'; there are llama-3-70b"),
+        (["--model", "zoo:target", "--rows", "0"], "rows must be whole numbers 1..1024, got [0]"),
+        (["--model", "zoo:target", "--rows", "1-x"], "--rows takes numbers and ranges"),
+        (["--model", "zoo:target", "--contexts", "5000"], "has 1024 positions"),
+        (["--model", "zoo:target@w3"], "unknown format 'w3'"),
+        (["--model", "zoo:target", "--repeats", "0"], "repeats must be a whole number >= 1"),
+        (["--model", "zoo:target", "--device", "cuda"], "measured on cpu so far"),
+        ([], "name at least one model or shape"),
+    ],
+)
+def test_what_cannot_be_measured_is_one_line_before_anything_loads(
+    words, message, tmp_path, capsys
+):
+    assert cli.main(["measure", "--out", str(tmp_path / "out"), *words]) == 2
+    line = capsys.readouterr().err
+    assert message in line and line.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_prints_how_each_curve_grows(shape, tmp_path, capsys):
+    words = ["--shape", shape.removeprefix("shape:"), "--schemes", "fp32", "--contexts", "8"]
+    words += ["--rows", "1,2,4", "--repeats", "2", "--threads", "1", "--out", str(tmp_path / "out")]
+    assert cli.main(["measure", *words]) == 0
+    shown = capsys.readouterr().out
+    assert "T(4)/T(1)" in shown and f"{shape}@fp32" in shown and "GB/s" in shown
