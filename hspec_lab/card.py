@@ -152,8 +152,9 @@ The `.py` files of the Python {python} standard library (sha256 of the training 
 and test files named after one were left out; other tests that use one were not. Held out:
 {names}.
 
-The intermediate model and the heads learned from the target, half of the time on text that the
-target wrote itself.
+The intermediate model learned from the target's probabilities on text that the target wrote itself,
+continuing the training text; each head from its model's features and probabilities, half on such
+text and half on the training text.
 
 Trained {date} on {cpu}, torch {torch}, with
 
