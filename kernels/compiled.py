@@ -1,6 +1,6 @@
 """Compile kernels ahead of time, without a GPU, and read what they cost from the machine code.
 
-    python -m hspec_kernels.compiled [operation ...] [--all] [--json]
+    python -m hspec_kernels.compiled [operation ...] [--all] [--json | --page FILE]
 
 Registers, spills and shared memory come from the cubin, instructions from its disassembly, with the
 tools inside Triton's wheel.  Must run in a process without TRITON_INTERPRET: an interpreted kernel
@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -109,28 +110,35 @@ def _tool(name: str, *arguments: str) -> str:
     return done.stdout
 
 
+def compile_all(names: list[str], every: bool = False) -> Iterator[tuple[Compiled, list[str]]]:
+    """Compiled cases of some operations and which budgets each breaks."""
+    for operation in names:
+        for case in compile_cases(operation):
+            for target in case.targets if case.chosen or every else ():
+                made = compile_case(operation, case, target)
+                yield made, made.broken_budgets(case)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("operations", nargs="*", help=f"of {', '.join(operations())}; default all")
     parser.add_argument("--all", action="store_true", help="all configurations, not the chosen")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    parser.add_argument("--page", type=Path, metavar="FILE", help="write a table as Markdown")
     options = parser.parse_args()
     unknown = set(options.operations) - set(operations())
     if unknown:
         parser.error(f"no operation {sorted(unknown)}; there are: {', '.join(operations())}")
-    n_broken = 0
-    for operation in options.operations or operations():
-        for case in compile_cases(operation):
-            if not (case.chosen or options.all):
-                continue
-            for target in case.targets:
-                made = compile_case(operation, case, target)
-                broken = made.broken_budgets(case)
-                n_broken += bool(broken)
-                if options.json:
-                    print(json.dumps(asdict(made) | {"broken": broken}), flush=True)
-                else:
-                    print(_line(made), "; ".join(broken), flush=True)
+    rows, n_broken = [], 0
+    for made, broken in compile_all(options.operations or operations(), options.all):
+        n_broken += bool(broken)
+        rows.append(made)
+        if options.json:
+            print(json.dumps(asdict(made) | {"broken": broken}), flush=True)
+        else:
+            print(_line(made), "; ".join(broken), flush=True)
+    if options.page:
+        options.page.write_text(page(rows), encoding="utf-8")
     return min(n_broken, 1)
 
 
@@ -139,6 +147,52 @@ def _line(made: Compiled) -> str:
         f"{made.operation:20} {made.case:32} sm_{made.target:<4} {made.registers:4} registers "
         f"{made.spill_bytes:4} B spilled {made.shared_bytes:7} B shared {made.num_warps} warps"
     )
+
+
+# integer work that turns packed weights into numbers, and tensor-core instructions
+_UNPACKING = ("PRMT", "LOP3", "SHF", "I2F", "I2FP", "HADD2", "HFMA2", "HMUL2", "HADD2_32")
+_TENSOR = ("HMMA", "IMMA", "QMMA", "HGMMA", "IGMMA", "QGMMA", "UTCHMMA", "UTCIMMA", "UTCQMMA")
+# per SM: registers, bytes of shared memory, warps
+SM_LIMITS = {80: (65536, 164 << 10, 64), 90: (65536, 228 << 10, 64), 100: (65536, 228 << 10, 64)}
+
+
+def programs_per_sm(made: Compiled) -> int:
+    """How many programs fit one multiprocessor at a time, by registers, shared memory and warps."""
+    registers, shared, warps = SM_LIMITS[made.target]
+    per_warp = -(-made.registers // 8) * 8 * 32  # allocated in steps of 256 per warp
+    by_shared = shared // (made.shared_bytes + 1024)  # each program also pays for a system KiB
+    return min(registers // (per_warp * made.num_warps), by_shared, warps // made.num_warps, 32)
+
+
+def page(rows: list[Compiled]) -> str:
+    """Markdown of what was compiled."""
+    lines = [
+        PAGE.format(triton=triton.__version__),
+        "| operation | configuration | target | registers | spilled | shared | warps "
+        "| programs per SM | unpacking | tensor core | all instructions |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for made in rows:
+        counts = made.instructions
+        unpacking, tensor = (
+            sum(counts.get(name, 0) for name in names) for names in (_UNPACKING, _TENSOR)
+        )
+        lines.append(
+            f"| {made.operation} | {made.case} | sm_{made.target} | {made.registers} "
+            f"| {made.spill_bytes} | {made.shared_bytes} | {made.num_warps} "
+            f"| {programs_per_sm(made)} | {unpacking} | {tensor} | {sum(counts.values())} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+PAGE = """# Kernels, compiled
+
+Made by `python -m hspec_kernels.compiled --page docs/kernels.md` with Triton {triton}, without a
+GPU: what the compiler made of each chosen configuration for A100 (sm_80), H100 (sm_90) and B200
+(sm_100). Registers are per thread, spills are bytes per thread, shared memory is bytes per program.
+Instructions are counted in the whole program, not in its main loop; *unpacking* are the integer and
+half-precision ones that packed weights need, *tensor core* the matrix ones. None of this is a time.
+"""
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The models that ship with the package, and the text that everybody's numbers speak of.
 
 target               Llama architecture, about 11 M parameters
-intermediate         Llama architecture, about 3.5 M, distilled from the target
+intermediate         Llama architecture, about 3.9 M, distilled from the target
 target-eagle2        EAGLE-2 head of the target
 intermediate-eagle2  EAGLE-2 head of the intermediate model
 text                 held-out modules and prompts
