@@ -31,7 +31,7 @@ DRAFTS = {
     "chain 3": Chain(MIDDLE, 3),
     "eagle2 8/2": Eagle2(tree_size=8, depth=2, top_k=4),
     "eagle2 24/4": Eagle2(tree_size=24, depth=4, top_k=8),
-    "hierspec 6/2": Refine(MIDDLE, Eagle2(tree_size=6, depth=2, top_k=3), at_least=3),
+    "hierspec 6/2": Refine(MIDDLE, Eagle2(tree_size=6, depth=2, top_k=3), at_least=4),
 }
 
 

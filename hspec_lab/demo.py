@@ -33,7 +33,7 @@ TARGET, INTERMEDIATE = "zoo:target", "zoo:intermediate"
 CHAIN_DRAFT_LEN = 4
 EAGLE2_TREE = Eagle2(tree_size=8, depth=2, top_k=4)
 HIERSPEC_TREE = Eagle2(tree_size=6, depth=2, top_k=3)
-HIERSPEC_AT_LEAST = 3
+HIERSPEC_AT_LEAST = 4
 INTERMEDIATE_FORMAT = "w4a16-g128"  # None: the target's own
 FEWEST_TOKENS = 32  # an output shorter than this says little
 PEER_FORMAT = "transformers fp32"
