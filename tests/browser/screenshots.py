@@ -38,7 +38,7 @@ Explorer(store, measure=synthetic.quick_measure, config=config)
 def main(folder: Path, notebook: Path | None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if notebook:
-        shutil.copy(notebook, folder / "look.ipynb")
+        jupytext.write(jupytext.read(notebook), folder / "look.ipynb")
     else:
         invented = jupytext.reads(INVENTED, "py:percent")
         invented.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}
