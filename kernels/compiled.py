@@ -18,7 +18,9 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from multiprocessing import get_context
 from pathlib import Path
 
 import triton
@@ -111,12 +113,23 @@ def _tool(name: str, *arguments: str) -> str:
 
 
 def compile_all(names: list[str], every: bool = False) -> Iterator[tuple[Compiled, list[str]]]:
-    """Compiled cases of some operations and which budgets each breaks."""
-    for operation in names:
-        for case in compile_cases(operation):
-            for target in case.targets if case.chosen or every else ():
-                made = compile_case(operation, case, target)
-                yield made, made.broken_budgets(case)
+    """Compiled cases of some operations and which budgets each breaks; on all processors."""
+    wanted = [
+        (operation, i, target)
+        for operation in names
+        for i, case in enumerate(compile_cases(operation))
+        for target in (case.targets if case.chosen or every else ())
+    ]
+    # spawned: a kernel's own objects do not travel, and Triton is not made for being forked
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
+        yield from pool.map(_compile_numbered, wanted)
+
+
+def _compile_numbered(what: tuple[str, int, int]) -> tuple[Compiled, list[str]]:
+    operation, i, target = what
+    case = compile_cases(operation)[i]
+    made = compile_case(operation, case, target)
+    return made, made.broken_budgets(case)
 
 
 def main() -> int:

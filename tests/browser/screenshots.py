@@ -8,7 +8,6 @@ the panel does not do what was asked of it.  CHROMIUM names the browser, else Pl
 """
 
 import os
-import shutil
 import subprocess
 import sys
 import time
