@@ -110,7 +110,7 @@ def test_neighbours_in_memory_are_neither_read_nor_written(device, generator):
 
 
 def test_larger_trees_take_more_warps():
-    assert [choose(bucket).num_warps for bucket in (1, 128, 129, 512)] == [4, 4, 8, 8]
+    assert [choose(bucket).num_warps for bucket in (1, 256, 257, 512)] == [4, 4, 8, 8]
 
 
 def test_what_does_not_fit_is_refused(device):
