@@ -72,6 +72,14 @@ def ancestor_bitsets(tree: Tree) -> np.ndarray:
     return np.frombuffer(packed, dtype="<u8").reshape(len(tree), -1)
 
 
+def pack_bits(seen: np.ndarray) -> np.ndarray:
+    """uint64 [n, ceil(m / 64)] from bool [n, m]: bit i of row j is `seen[j, i]`."""
+    n, m = seen.shape
+    whole = np.zeros((n, (m + 63) // 64 * 64), dtype=bool)
+    whole[:, :m] = seen
+    return np.packbits(whole, axis=1, bitorder="little").view("<u8")
+
+
 def visible(tree: Tree) -> np.ndarray:
     """bool [n, n]: the bitsets spelled out; row j may attend to column i."""
     bits = np.unpackbits(ancestor_bitsets(tree).view(np.uint8), axis=1, bitorder="little")

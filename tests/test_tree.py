@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hspec_lab.tree import ancestor_bitsets, chain, from_parents, visible
+from hspec_lab.tree import ancestor_bitsets, chain, from_parents, pack_bits, visible
 
 
 def test_bitsets_hold_a_node_and_its_ancestors():
@@ -22,6 +22,7 @@ def test_mask_follows_parents_at_every_word_border(n):
     for node in range(n):
         expected[node, tree.path(node)] = True
     assert (visible(tree) == expected).all()
+    assert (pack_bits(expected) == ancestor_bitsets(tree)).all()
     assert ancestor_bitsets(tree).shape == (n, (n + 63) // 64)
 
 

@@ -115,7 +115,7 @@ class Eagle2Drafter:
     def _top_k(self, guessed: Tensor) -> tuple[np.ndarray, np.ndarray]:
         logits = self.head.model.lm_head(guessed)[:, : self.head.model.n_known]
         # rounding can lift a log-probability above 0, and a child above its parent with it
-        log_p = torch.log_softmax(logits, dim=-1).clamp_(max=0)
+        log_p = torch.log_softmax(logits.float(), dim=-1).clamp_(max=0)
         return stable_top_k(log_p, self.top_k)
 
     def _grow(self) -> Proposal:

@@ -8,20 +8,22 @@ Interpreted (TRITON_INTERPRET=1) it runs on a CPU, slowly, which is how it is te
 there rows are fp16, because the interpreter cannot compute in bf16.
 """
 
-from itertools import pairwise
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from hspec_lab.kv import KVCache
-from hspec_lab.model.checkpoint import Checkpoint, model_tensors
+from hspec_lab.model.checkpoint import Checkpoint, head_tensors, model_tensors
+from hspec_lab.model.eagle import check_head_fits
 from hspec_lab.model.layer import interleave
-from hspec_lab.model.shape import rope_table
+from hspec_lab.model.shape import ModelShape, rope_table, with_context
 from hspec_lab.model.transformer import HEAD_FORMAT, PREFILL_CHUNK
 from hspec_lab.quant.device import check_triton, make_device_linear
 from hspec_lab.sample import check_finite
-from hspec_lab.tree import Tree, ancestor_bitsets
+from hspec_lab.tree import Tree, ancestor_bitsets, pack_bits
 
 
 class DeviceCache(KVCache):
@@ -51,10 +53,25 @@ class DeviceCache(KVCache):
 
 
 class FusedLayer:
-    """Weights of one layer."""
+    """Weights of one layer, and its launches.
 
-    def __init__(self, checkpoint, prefix: str, format: str, dtype, row_invariant: bool, device):
-        shape, D = checkpoint.shape, checkpoint.shape.head_dim
+    Args:
+        cos, sin: fp32 [positions, head_dim / 2].
+    """
+
+    def __init__(
+        self,
+        checkpoint,
+        prefix: str,
+        format: str,
+        cos: Tensor,
+        sin: Tensor,
+        *,
+        dtype: torch.dtype,
+        row_invariant: bool,
+    ):
+        shape, D, device = checkpoint.shape, checkpoint.shape.head_dim, cos.device
+        self.eps, self.cos, self.sin, self.row_invariant = shape.norm_eps, cos, sin, row_invariant
 
         def linear(*names: str):
             """One layer for projections that read the same rows; queries and keys reordered."""
@@ -87,6 +104,42 @@ class FusedLayer:
     @property
     def nbytes(self) -> int:
         return self.qkv.nbytes + self.o.nbytes + self.gate_up.nbytes + self.down.nbytes
+
+    def forward(self, y, total, kv, kv_len, depths, ancestors) -> Tensor:
+        """Attention and MLP of rows `y`; attention's share is added to `total`, the MLP's returned.
+
+        Args:
+            y: dtype [T, hidden], normed; total: fp32 [T, hidden], the residual stream.
+            kv: [capacity, 2 * kv_heads, head_dim], this layer's cache; written behind kv_len.
+            kv_len: int32 [1].
+            depths, ancestors: as in `FusedTransformer.run`.
+        """
+        from hspec_kernels.rms_norm import rms_norm
+        from hspec_kernels.rope_and_append import rope_and_append
+        from hspec_kernels.silu_mul import silu_mul
+        from hspec_kernels.tree_attention import tree_attention
+
+        q = rope_and_append(
+            self.qkv(y),
+            self.cos,
+            self.sin,
+            depths,
+            kv,
+            kv_len,
+            q_norm=self.q_norm,
+            k_norm=self.k_norm,
+            eps=self.eps,
+        )
+        y = tree_attention(q, kv, kv_len, ancestors, row_invariant=self.row_invariant)
+        y = self.o(y.flatten(1))
+        _, y = rms_norm(y, self.post_norm, self.eps, residual=total, total=total)
+        return self.down(silu_mul(self.gate_up(y)))
+
+
+def rotations(shape: ModelShape, folder: Path, device) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of RoPE, fp32 [positions, head_dim / 2]."""
+    table = rope_table(shape, folder)[:, 0].to(device)
+    return table.real.contiguous(), table.imag.contiguous()
 
 
 class FusedTransformer:
@@ -126,11 +179,11 @@ class FusedTransformer:
         self.format, self.folder, self.dtype = format, checkpoint.folder, dtype
         self.device, self.row_invariant = torch.device(device), row_invariant
         self.n_known = n_known or shape.vocab
-        rotations = rope_table(shape, checkpoint.folder)[:, 0].to(device)
-        self.cos, self.sin = rotations.real.contiguous(), rotations.imag.contiguous()
         self.embedding = checkpoint.tensor("model.embed_tokens.weight").to(dtype).to(device)
+        turns = rotations(shape, checkpoint.folder, device)
+        kept = {"dtype": dtype, "row_invariant": row_invariant}
         self.layers = [
-            FusedLayer(checkpoint, f"model.layers.{i}", format, dtype, row_invariant, device)
+            FusedLayer(checkpoint, f"model.layers.{i}", format, *turns, **kept)
             for i in range(shape.layers)
         ]
         self.norm = checkpoint.tensor("model.norm.weight").float().to(device)
@@ -138,8 +191,7 @@ class FusedTransformer:
         self.lm_head = make_device_linear(
             head.float().to(device),
             HEAD_FORMAT.get(format, format),
-            dtype,
-            row_invariant=row_invariant,
+            **kept,
         )
 
     @property
@@ -180,32 +232,13 @@ class FusedTransformer:
             ancestors: int64 [T, ceil(T / 64)] bitsets; None for a path.
         """
         from hspec_kernels.rms_norm import rms_norm
-        from hspec_kernels.rope_and_append import rope_and_append
-        from hspec_kernels.silu_mul import silu_mul
-        from hspec_kernels.tree_attention import tree_attention
 
-        x, eps, kv_len = self.embedding[ids], self.shape.norm_eps, cache.kv_len_on_device
+        x, eps = self.embedding[ids], self.shape.norm_eps
         total = x.float()
         y = rms_norm(x, self.layers[0].input_norm, eps)
-        norms = [*(layer.input_norm for layer in self.layers), self.norm]
-        for i, (layer, (_, next_norm)) in enumerate(zip(self.layers, pairwise(norms), strict=True)):
-            kv = cache.storage[i]
-            q = rope_and_append(
-                layer.qkv(y),
-                self.cos,
-                self.sin,
-                depths,
-                kv,
-                kv_len,
-                q_norm=layer.q_norm,
-                k_norm=layer.k_norm,
-                eps=eps,
-            )
-            y = tree_attention(q, kv, kv_len, ancestors, row_invariant=self.row_invariant)
-            _, y = rms_norm(
-                layer.o(y.flatten(1)), layer.post_norm, eps, residual=total, total=total
-            )
-            y = layer.down(silu_mul(layer.gate_up(y)))
+        norms = [*(layer.input_norm for layer in self.layers[1:]), self.norm]
+        for kv, layer, next_norm in zip(cache.storage, self.layers, norms, strict=True):
+            y = layer.forward(y, total, kv, cache.kv_len_on_device, depths, ancestors)
             _, y = rms_norm(y, next_norm, eps, residual=total, total=total)
         return y
 
@@ -224,3 +257,97 @@ class FusedTransformer:
             features.append(self.forward(chunk, cache))
             cache.commit(list(range(len(chunk))))
         return torch.cat(features)
+
+
+@dataclass(frozen=True, slots=True)
+class HeadRows:
+    """Rows of a head's pass: of a path, or of one level of a tree (`seen` bool [T, before + T])."""
+
+    depths: list[int]
+    seen: Tensor | None
+    hidden_before: int
+
+
+class HeadGeometry:
+    """What `draft.Eagle2Drafter` asks before a pass."""
+
+    def path_rows(self, start: int, n: int) -> HeadRows:
+        return HeadRows(list(range(n)), None, 0)
+
+    def tree_rows(self, start: int, seen: Tensor, depths, hidden_before: int = 0) -> HeadRows:
+        return HeadRows(list(depths), seen, hidden_before)
+
+
+class FusedHead:
+    """An EAGLE head on kernels, over a `FusedTransformer`; the questions of `EagleHead`.
+
+    A level of a tree runs together with the levels above it, once more: kernels attend from the
+    rows they have just written, and a few more rows cost no time where launches do.
+    """
+
+    geometry = HeadGeometry()
+
+    def __init__(self, checkpoint: Checkpoint, format: str, model: FusedTransformer):
+        check_head_fits(checkpoint, model)
+        checkpoint.check(head_tensors(checkpoint.shape))
+        self.shape, self.format, self.model = checkpoint.shape, format, model
+        far = with_context(self.shape, model.shape.context)
+        turns = rotations(far, checkpoint.folder, model.device)
+        kept = {"dtype": model.dtype, "row_invariant": model.row_invariant}
+        fc = checkpoint.tensor("fc.weight").float().to(model.device)
+        bias = checkpoint.optional("fc.bias")
+        bias = None if bias is None else bias.to(model.device)
+        self.fc = make_device_linear(fc, format, bias=bias, **kept)
+        self.layer = FusedLayer(checkpoint, "layers.0", format, *turns, **kept)
+        self._above: list[tuple[Tensor, HeadRows]] = []  # levels of the tree being grown
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of weights that one drafting pass reads, the shared output layer included."""
+        return self.fc.nbytes + self.layer.nbytes + self.model.lm_head.nbytes
+
+    def new_cache(self, capacity: int) -> DeviceCache:
+        shape, model = self.shape, self.model
+        return DeviceCache(1, shape.kv_heads, shape.head_dim, capacity, model.dtype, model.device)
+
+    def forward(self, tokens: Tensor, features: Tensor, cache: DeviceCache, rows: HeadRows):
+        """Guess the features behind `tokens`; rows are written, not committed.
+
+        Args:
+            tokens: int64 [T], token i + 1 of row i.
+            features: [T, hidden], feature i of row i (the model's, or a guess).
+
+        Returns:
+            dtype [T, hidden].
+        """
+        model = self.model
+        joined = torch.cat([model.embedding[tokens], features.to(model.dtype)], dim=-1)
+        if rows.hidden_before == 0:
+            self._above = []
+        self._above.append((joined, rows))
+        x = self.fc(torch.cat([joined for joined, _ in self._above]))
+        depths = [depth for _, level in self._above for depth in level.depths]
+        depths = torch.tensor(depths, dtype=torch.int32, device=model.device)
+        total = x.float()
+        normed = x
+        if self.layer.input_norm is not None:
+            from hspec_kernels.rms_norm import rms_norm
+
+            normed = rms_norm(x, self.layer.input_norm, self.shape.norm_eps)
+        y = self.layer.forward(
+            normed, total, cache.storage[0], cache.kv_len_on_device, depths, self._ancestors()
+        )
+        return (total + y)[-len(tokens) :].to(model.dtype)
+
+    def _ancestors(self) -> Tensor | None:
+        """Bitsets of all rows of the tree so far; None for a path."""
+        if self._above[0][1].seen is None:
+            return None
+        n = sum(len(level.depths) for _, level in self._above)
+        seen = np.zeros((n, n), dtype=bool)
+        start = 0
+        for _, level in self._above:
+            height, width = level.seen.shape
+            seen[start : start + height, :width] = level.seen.numpy()
+            start += height
+        return torch.from_numpy(pack_bits(seen).view(np.int64)).to(self.model.device)

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tiny import FAMILIES, make_model
+from tiny import FAMILIES, make_head, make_model
 
-from hspec_lab.draft import RefineDrafter
-from hspec_lab.model import Checkpoint, Transformer
-from hspec_lab.model.fused import FusedTransformer
+from hspec_lab.draft import Eagle2Drafter, RefineDrafter
+from hspec_lab.model import Checkpoint, EagleHead, Transformer
+from hspec_lab.model.fused import FusedHead, FusedTransformer
 from hspec_lab.quant.device import make_device_linear
 from hspec_lab.tree import from_parents
 from hspec_lab.verify import Verifier
@@ -82,23 +82,55 @@ def verifier(model, drafter=None):
     )
 
 
+def eagle2(model, make_one=FusedHead, head_format="w8a16"):
+    """A drafter of small trees for a tiny model."""
+    folder = model.folder.with_name(model.folder.name + "-eagle2")
+    if not folder.exists():
+        make_head(folder, model.folder)
+    head = make_one(Checkpoint(folder), head_format, model)
+    return Eagle2Drafter(head, tree_size=7, depth=3, top_k=3, capacity=64)
+
+
+def decoded(decoder, n=6):
+    """n tokens behind a prompt."""
+    text = list(decoder.start([1, 2, 3]).tokens)
+    while len(text) < n:
+        text += decoder.round().tokens
+    return text[:n]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("format", FORMATS)
-def test_a_draft_models_chain_leaves_the_greedy_text_as_it_is(make, format):
+def test_every_method_leaves_the_greedy_text_as_it_is(make, format):
     target, _ = make(format, row_invariant=True)
     small, _ = make(format, seed=1, row_invariant=True)
     with torch.inference_mode():
-        plain, text = verifier(target), []
-        text += plain.start([1, 2, 3]).tokens
-        while len(text) < 8:
-            text += plain.round().tokens
-        # half the rounds are drafted by the target itself, so that drafts are accepted too
-        for draft_model in (small, target):
-            drafted = verifier(target, RefineDrafter(verifier(draft_model), 2))
-            found = list(drafted.start([1, 2, 3]).tokens)
-            while len(found) < 8:
-                found += drafted.round().tokens
-            assert found[:8] == text[:8]
+        text = decoded(verifier(target))
+        drafters = {
+            "chain": RefineDrafter(verifier(small), 2),
+            # its own drafts are accepted, so paths are committed too
+            "chain of itself": RefineDrafter(verifier(target), 2),
+            "eagle2": eagle2(target),
+            "hierspec": RefineDrafter(verifier(small, eagle2(small)), 2),
+        }
+        for name, drafter in drafters.items():
+            assert decoded(verifier(target, drafter)) == text, name
+
+
+def test_a_head_on_kernels_proposes_the_cpu_heads_tree(make):
+    """Both heads are told the same features; guesses differ by fp16's rounding."""
+    model, checkpoint = make("w8a16")
+    cpu = Transformer(checkpoint, "w8a16")
+    ours, theirs = eagle2(model), eagle2(cpu, EagleHead)
+    ids = [1, 2, 3, 4, 5]
+    with torch.inference_mode():
+        features = cpu.read(ids[:-1], cpu.new_cache(16))
+        proposals = []
+        for drafter in (ours, theirs):
+            drafter.extend(ids, features.to(drafter.head.model.device))
+            drafter.prepare()
+            proposals.append(drafter.propose().tree)
+    assert proposals[0] == proposals[1]
 
 
 def test_what_has_no_kernel_is_refused(make, monkeypatch):
