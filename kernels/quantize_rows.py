@@ -7,15 +7,15 @@ let its largest entry be 127 (or -127) of them, and rounded to whole steps, ties
 The rows of a batch differ in size and each gets its own step.
 
 A row stays in registers between the search for its maximum and the rounding, so memory is read
-once.  One fused multiply-add rounds an entry: added to 1.5 * 2**23, where fp32 numbers lie one
-apart, the unrounded product becomes a whole number, and the sum's low byte is the int8 wanted.
+once.  An addition rounds: in 1.5 * 2**23 + v, where fp32 numbers lie one apart, v has become a
+whole number, and the sum's low byte is the int8 wanted.
 
     reference   quantize_rows_ref   plain torch, any device; the definition
     kernel      quantize_rows       Triton, CUDA (or CPU under TRITON_INTERPRET=1)
     cost        reads T*C 16-bit numbers once, writes T*C bytes and T scales; one launch,
                 launch-bound at decoding sizes
-    error       none against the reference; against x half a step (and 2**-17 of one, the inverse
-                being rounded)
+    error       none against the reference; against x half a step, and 2**-16 of one for the rounded
+                inverse and product
     rows        a row's bits do not depend on the other rows: one program a row, in any case
     source      per-token dynamic scales: Xiao et al. 2023, arXiv 2211.10438
 """
@@ -41,8 +41,8 @@ def quantize_rows_ref(x: Tensor) -> tuple[Tensor, Tensor]:
     # a tensor on both sides: with a number torch multiplies by a rounded inverse instead
     largest = torch.full_like(absmax, LARGEST)
     absmax = torch.where(absmax > TINY, absmax, largest)
-    inverse = (largest / absmax).double()
-    return torch.round(x.double() * inverse[:, None]).to(torch.int8), absmax / largest
+    steps = x.float() * (largest / absmax)[:, None]
+    return torch.round(steps.clamp(-LARGEST, LARGEST)).to(torch.int8), absmax / largest
 
 
 def quantize_rows(x: Tensor, *, out: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
@@ -123,6 +123,8 @@ def _quantize_rows_kernel(
     absmax = tl.where(absmax > TINY, absmax, LARGEST * 1.0)
     # div_rn: plain division is allowed an error of two units
     tl.store(scale_ptr + t, tl.math.div_rn(absmax, LARGEST * 1.0))
-    inverse = tl.math.div_rn(LARGEST * 1.0, absmax)
-    shifted = tl.fma(x, inverse, 12582912.0)  # 1.5 * 2**23
+    steps = x * tl.math.div_rn(LARGEST * 1.0, absmax)
+    # the clamp also keeps compilers from fusing product and sum, which would move ties
+    steps = tl.minimum(tl.maximum(steps, -LARGEST * 1.0), LARGEST * 1.0)
+    shifted = steps + 12582912.0  # 1.5 * 2**23
     tl.store(q_ptr + t * C + c, shifted.to(tl.int32, bitcast=True).to(tl.int8), mask=inside)

@@ -200,10 +200,10 @@ def _w4a8_matmul_kernel(
         high = ((codes & 0xF0) ^ 0x80).to(tl.int8, bitcast=True)
         zero_low = tl.broadcast_to((0 - zero).to(tl.int8)[:, None], (BLOCK_R, 64))
         zero_high = tl.broadcast_to((8 - zero).to(tl.int8)[:, None], (BLOCK_R, 64))
-        sums = tl.dot(high, x_high) >> 4
-        sums = tl.dot(low, x_low, sums)
-        sums = tl.dot(zero_low, x_low, sums)
-        sums = tl.dot(zero_high, x_high, sums)
+        sums = tl.dot(high, x_high, out_dtype=tl.int32) >> 4
+        sums = tl.dot(low, x_low, sums, out_dtype=tl.int32)
+        sums = tl.dot(zero_low, x_low, sums, out_dtype=tl.int32)
+        sums = tl.dot(zero_high, x_high, sums, out_dtype=tl.int32)
         total += sums * iscale[:, None]
 
     inside = in_r[:, None] & in_t[None, :]

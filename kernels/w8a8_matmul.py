@@ -190,7 +190,7 @@ def _w8a8_matmul_kernel(
             eviction_policy="evict_first",
         )
         x = tl.load(x_column + c[:, None], mask=in_t[None, :] & (c < C)[:, None], other=0)
-        total = tl.dot(weight, x, total)
+        total = tl.dot(weight, x, total, out_dtype=tl.int32)
 
     inside = in_r[:, None] & in_t[None, :]
     y = t.to(tl.int64)[None, :] * R + r[:, None]  # [BLOCK_R, BLOCK_T]
