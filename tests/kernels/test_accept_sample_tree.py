@@ -231,11 +231,11 @@ def test_the_smallest_block_that_cuts_a_row_into_32_is_chosen(V, block):
 
 def test_what_does_not_fit_is_refused(device):
     logits, tree, u = torch.zeros(2, 3, device=device), ids([0, 0], device), floats([0, 0], device)
-    many = torch.zeros(257, 1, device=device)
+    many = torch.zeros(1025, 1, device=device)
     for match, arguments in (
         ("logits must be float16 or bfloat16 or float32", (logits.double(), tree, tree, u, 1.0)),
         ("logits must be contiguous", (logits[:, :2], tree, tree, u, 1.0)),
-        (r"n must be 1\.\.256, got 257", (many, tree, tree, u, 1.0)),
+        (r"n must be 1\.\.1024, got 1025", (many, tree, tree, u, 1.0)),
         (r"V must be 1\.\.1048576, got 0", (logits[:, :0].contiguous(), tree, tree, u, 1.0)),
         (r"tokens must be \[2\], got \[1\]", (logits, tree[:1], tree, u, 1.0)),
         ("parents must be int32, got int64", (logits, tree, tree.long(), u, 1.0)),
