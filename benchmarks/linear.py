@@ -18,7 +18,7 @@ from time import perf_counter_ns
 
 import torch
 
-from hspec_lab.quant import FORMATS, make_linear
+from hspec_lab.quant import CPU_FORMATS, make_linear
 
 ROTATE_BYTES = 48 << 20
 MAX_COPIES = 1000
@@ -52,22 +52,22 @@ def rotation(weight: torch.Tensor, format: str) -> list:
 
 def measure(R: int, C: int, rows: list[int], seconds: float) -> list[dict]:
     """One row of the table per format and T."""
-    layers = {format: rotation(torch.randn(R, C), format) for format in FORMATS}
-    samples = {(format, T): [] for format in FORMATS for T in rows}
+    layers = {format: rotation(torch.randn(R, C), format) for format in CPU_FORMATS}
+    samples = {(format, T): [] for format in CPU_FORMATS for T in rows}
     inputs = {T: torch.randn(T, C) for T in rows}
     for format, T in samples:
         # the first call at a new T may compile
         layers[format][0](inputs[T])
     # one endless rotation per format, shared by its T: every call meets a layer gone cold
-    turns = {format: cycle(layers[format]) for format in FORMATS}
+    turns = {format: cycle(layers[format]) for format in CPU_FORMATS}
     until = perf_counter_ns() + int(seconds * 1e9)
-    while perf_counter_ns() < until or len(samples[FORMATS[0], rows[0]]) < MIN_SAMPLES:
-        for format in FORMATS:
+    while perf_counter_ns() < until or len(samples[CPU_FORMATS[0], rows[0]]) < MIN_SAMPLES:
+        for format in CPU_FORMATS:
             # the first call after another format's is up to 3x slower, whatever its T: not timed
             next(turns[format])(inputs[rows[0]])
             for T in rows:
                 samples[format, T].append(timed(next(turns[format]), inputs[T]))
-    return table(R, C, rows, samples, {f: layers[f][0].nbytes for f in FORMATS})
+    return table(R, C, rows, samples, {f: layers[f][0].nbytes for f in CPU_FORMATS})
 
 
 def table(R: int, C: int, rows: list[int], samples: dict, nbytes: dict) -> list[dict]:

@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from hspec_lab.config import FORMATS
+from hspec_lab.config import CPU_FORMATS
 from hspec_lab.options import config_of
 from hspec_lab.terms import METHODS
 
@@ -200,6 +200,8 @@ def _report(options) -> int:
 
 
 def _measure(options) -> int:
+    if options.suite:
+        return _measure_suite(options)
     from hspec_lab.cost import as_text
     from hspec_lab.measure import Plan, measure_costs
     from hspec_lab.store import read_cost
@@ -216,6 +218,24 @@ def _measure(options) -> int:
         measure_costs(plan, options.out, progress)
     print(as_text(*read_cost(options.out)))
     print(f"\n{options.out / 'cost.parquet'}")
+    return 0
+
+
+def _measure_suite(options) -> int:
+    if options.model or options.shape:
+        raise ValueError("--suite measures shapes of its own: leave out --model and --shape")
+    from hspec_lab.suite import as_text, run_suite
+
+    with _bar("item") as progress:
+        left = run_suite(
+            options.out,
+            device=options.device or "cuda",
+            minutes=options.minutes,
+            progress=progress,
+        )
+    print(as_text(options.out))
+    if n := sum(left.values()):
+        _say(f"{n} items are left; the same command goes on with them")
     return 0
 
 
@@ -309,7 +329,7 @@ def _add_demo(commands) -> None:
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
     parser.add_argument("--peer", action="store_true", help="add transformers' own decoding")
     parser.add_argument("--report", type=Path, default=Path("report.html"), metavar="FILE")
-    parser.add_argument("--formats", nargs="+", metavar="FORMAT", help=", ".join(FORMATS))
+    parser.add_argument("--formats", nargs="+", metavar="FORMAT", help=", ".join(CPU_FORMATS))
     parser.add_argument("--intermediate-format", metavar="FORMAT", help="default: the target's")
     for name in ("--n-prompts", "--max-new-tokens", "--threads"):
         parser.add_argument(name, type=int, metavar="N")
@@ -366,7 +386,9 @@ def _add_measure(commands) -> None:
     add("--rows", default="1-64", metavar="N,N-N", help="tokens of a pass; 1-64")
     add("--repeats", type=int, metavar="N", help="15")
     add("--threads", type=int, metavar="N", help="2")
-    add("--device", metavar="DEVICE", help="cpu")
+    add("--device", metavar="DEVICE", help="cpu; of the suite cuda")
+    add("--suite", choices=("gpu",), help="instead: everything worth knowing of a CUDA device")
+    add("--minutes", type=float, default=8.0, metavar="N", help="of the suite, per call; 8")
     add("--out", type=Path, required=True, metavar="DIR", help="goes on where it was")
 
 

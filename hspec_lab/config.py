@@ -16,7 +16,11 @@ import hashlib
 import json
 from dataclasses import dataclass
 
-FORMATS = ("fp32", "w8a16", "w8a8", "w4a16-g128", "w4a16-g32")
+# what a CPU multiplies (see `quant`), what the project's kernels do (see `quant.device`), and both
+CPU_FORMATS = ("fp32", "w8a16", "w8a8", "w4a16-g128", "w4a16-g32")
+_DEVICE_ONLY = ("w16a16", "fp8", "w4a8-g128", "w3a16-g128", "w2a16-g64")
+DEVICE_FORMATS = CPU_FORMATS[1:] + _DEVICE_ONLY
+FORMATS = CPU_FORMATS + _DEVICE_ONLY
 MAX_TREE_SIZE = 1024
 
 
@@ -33,10 +37,26 @@ def _is_text(value) -> bool:
         return False
 
 
-def check_format(name: str) -> str:
-    """Return `name` if it is a known format; ValueError with the list otherwise."""
+def check_format(name: str, device: str | None = None) -> str:
+    """Return `name` if it is a known format, and one that `device` multiplies.
+
+    Args:
+        device: cpu, cuda, cuda:1, ...; None: any will do.
+
+    Raises:
+        ValueError: unknown, or without a fast operator there.
+    """
     if name not in FORMATS:
         raise ValueError(f"unknown format {name!r}; known: {', '.join(FORMATS)}")
+    if device is None:
+        return name
+    on_cpu = device == "cpu"
+    fast = CPU_FORMATS if on_cpu else DEVICE_FORMATS
+    if name not in fast:
+        raise ValueError(
+            f"{name} has no fast operator on {device}; formats with one: {', '.join(fast)}, "
+            f"or device={'cuda' if on_cpu else 'cpu'!r}"
+        )
     return name
 
 

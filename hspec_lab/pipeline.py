@@ -17,8 +17,11 @@ from hspec_lab.draft import Eagle2Drafter, RefineDrafter
 from hspec_lab.model import Checkpoint, EagleHead, Transformer
 from hspec_lab.model.checkpoint import head_tensors, model_tensors
 from hspec_lab.model.eagle import check_head_fits
+from hspec_lab.model.fused import FusedHead, FusedTransformer
 from hspec_lab.model.shape import ROPE_SLACK
 from hspec_lab.model.transformer import check_format
+from hspec_lab.runtime import DeviceChain, DeviceEagle2, DeviceLevel, DeviceRefine, Memory
+from hspec_lab.runtime.stage import bucket_of
 from hspec_lab.sample import SeededChoose
 from hspec_lab.text import check_same_vocabulary, load_tokenizer, n_entries
 from hspec_lab.trace import NO_RECORDER
@@ -74,21 +77,35 @@ def tree_rows(draft: Drafting | None) -> int:
 
 
 class Models:
-    """Loaded models, by reference; loading the same one again costs nothing."""
+    """Loaded models, by reference; loading the same one again costs nothing.
 
-    def __init__(self):
+    Args:
+        kernels: whether models run on Triton kernels; None: on a CUDA device, and only there.
+            Interpreted (TRITON_INTERPRET=1) they also run on a CPU, slowly, with `dtype` fp16.
+        dtype: of activations and caches on kernels.
+    """
+
+    def __init__(self, *, kernels: bool | None = None, dtype: torch.dtype = torch.bfloat16):
         self._loaded: dict[tuple, object] = {}
+        self._kernels, self._dtype = kernels, dtype
+
+    def on_kernels(self, device: str) -> bool:
+        return device != "cpu" if self._kernels is None else self._kernels
 
     def transformer(self, model: str, row_invariant: bool, device: str) -> Transformer:
         where, format = split_model(model)
         key = (str(locate(where)), format, row_invariant, device)
         if key not in self._loaded:
-            self._loaded[key] = Transformer(
+            make, options = Transformer, {}
+            if self.on_kernels(device):
+                make, options = FusedTransformer, {"dtype": self._dtype}
+            self._loaded[key] = make(
                 Checkpoint(locate(where)),
                 format,
                 row_invariant=row_invariant,
                 device=device,
                 n_known=n_entries(load_tokenizer(locate(where))),
+                **options,
             )
         return self._loaded[key]
 
@@ -96,7 +113,8 @@ class Models:
         folder, format = head_of(draft, model)
         key = (str(folder), format, id(over))
         if key not in self._loaded:
-            self._loaded[key] = EagleHead(Checkpoint(folder), format, over)
+            make = FusedHead if isinstance(over, FusedTransformer) else EagleHead
+            self._loaded[key] = make(Checkpoint(folder), format, over)
         return self._loaded[key]
 
 
@@ -184,6 +202,8 @@ def build(
         choose: draws an index from probabilities; seeded by the config when None.
         recorder: is told about every phase of every level.
     """
+    if models.on_kernels(config.device) and config.temperature == 0:
+        return _DeviceBuilder(config, models, n_tokens, recorder).target()
     choose = choose or SeededChoose(config.seed)
     return _Builder(config, models, n_tokens, choose, recorder).target()
 
@@ -236,6 +256,56 @@ class _Builder:
             draft.model, draft.draft, level, "verify_intermediate", draft.sampling == "sample"
         )
         return RefineDrafter(inner, at_least=draft.at_least)
+
+
+# rows behind the longest text of any device-held decoder, so that caches of all methods are equally
+# long: in row-invariant mode a row's bits depend on that
+_SPARE_ROWS = 512
+
+
+class _DeviceBuilder:
+    """The same levels on kernels, greedy, their rounds in device memory; see `runtime`."""
+
+    def __init__(self, config: Config, models: Models, n_tokens: int, recorder):
+        self.config, self.models, self.recorder = config, models, recorder
+        spare = max(_SPARE_ROWS, reach(config.draft) + bucket_of(tree_rows(config.draft)))
+        rows = n_tokens + config.max_new_tokens + spare
+        self.memory = Memory(-(-rows // _SPARE_ROWS) * _SPARE_ROWS, config.device)
+
+    def target(self) -> DeviceLevel:
+        return self.level(self.config.target, self.config.draft, "target", "verify_target")
+
+    def level(self, model: str, draft: Drafting | None, level: str, phase: str) -> DeviceLevel:
+        transformer = self.transformer(model)
+        drafter = self.drafter(draft, model, transformer, level)
+        return DeviceLevel(
+            transformer, drafter, self.memory, level=level, phase=phase, recorder=self.recorder
+        )
+
+    def transformer(self, model: str) -> FusedTransformer:
+        return self.models.transformer(model, self.config.row_invariant, self.config.device)
+
+    def drafter(self, draft: Drafting | None, model: str, over: FusedTransformer, above: str):
+        memory, recorder = self.memory, self.recorder
+        if draft is None:
+            return None
+        if isinstance(draft, Eagle2):
+            return DeviceEagle2(
+                self.models.head(draft, model, over),
+                memory,
+                tree_size=draft.tree_size,
+                depth=draft.depth,
+                top_k=draft.top_k,
+                recorder=recorder,
+            )
+        level = below(above)
+        if isinstance(draft, Chain):
+            small = self.transformer(draft.model)
+            return DeviceChain(
+                small, memory, draft_len=draft.draft_len, level=level, recorder=recorder
+            )
+        inner = self.level(draft.model, draft.draft, level, "verify_intermediate")
+        return DeviceRefine(inner, draft.at_least)
 
 
 def tokenizer_of(config: Config) -> Tokenizer:

@@ -156,6 +156,11 @@ class Recorder:
         if failure is None:
             self._spans.append((self._prompt, self._round, self._what, self._start, end, marks))
 
+    def count(self, n_tokens: int) -> None:
+        """Correct the open span's `n_tokens`, where the number is known only inside it."""
+        phase, level, _, kv_len = self._what
+        self._what = (phase, level, n_tokens, kv_len)
+
     def tables(self) -> dict[str, pd.DataFrame]:
         """Return `rounds` and `spans` as long tables, times in us since the recorder was made."""
         unfinished = self._allowed is _IN_ROUND
@@ -214,6 +219,9 @@ class NullRecorder:
         """Do nothing."""
 
     def end_round(self, n_proposed, n_accepted, n_emitted) -> None:
+        """Do nothing."""
+
+    def count(self, n_tokens) -> None:
         """Do nothing."""
 
     def span(self, phase, level, n_tokens, kv_len) -> _NoSpan:

@@ -73,6 +73,7 @@ def accept_drawn_tree(
     p_draft: Tensor,
     *,
     max_children: int = 1,
+    trusted: bool = False,
     config: dict | None = None,
     out: tuple[Tensor, Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -83,6 +84,7 @@ def accept_drawn_tree(
         p_draft: fp32 [n, V], the distribution each node's token was really drawn from; row 0 and
             those of padding are not read.
         max_children: 1..n; of a node with more the rest are never tried, which is exact as well.
+        trusted: contents are known to be right: nothing is read back; needed inside a CUDA graph.
         config: block shape, instead of `accept_sample_tree.choose(V)`'s.
         out: (path, n_path, emitted), written instead of new tensors.
 
@@ -90,9 +92,9 @@ def accept_drawn_tree(
         path, n_path, emitted: int32 [n], [1], [n], as from `accept_sample_tree`.
 
     Raises:
-        ValueError: a dtype, shape, device, stride or size that does not fit the above.
+        ValueError: a dtype, shape, device, stride, size or content that does not fit the above.
     """
-    n, V = check_sampling(logits, tokens, parents, uniforms, temperature)
+    n, V = check_sampling(logits, tokens, parents, uniforms, temperature, trusted)
     check_tensor("p_draft", p_draft, torch.float32, (n, V), like=logits)
     check_range("max_children", max_children, 1, n)
     path, n_path, emitted = verdict_tensors(n, out, like=logits)

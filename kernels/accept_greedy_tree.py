@@ -26,7 +26,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hspec_kernels._check import check_range, check_tensor
+from hspec_kernels._check import check_parents, check_range, check_tensor
 
 MAX_NODES = 1024
 NOTHING = -1  # fills path and emitted behind their last entry
@@ -49,6 +49,7 @@ def accept_greedy_tree(
     parents: Tensor,
     target_ids: Tensor,
     *,
+    trusted: bool = False,
     config: "Config | None" = None,
     out: tuple[Tensor, Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -59,6 +60,7 @@ def accept_greedy_tree(
         parents: int32 [n], node numbers, each before its child; -1 for the root.  Any other node
             with -1 is padding and never accepted.
         target_ids: int32 [n], the target's most likely next token behind each node.
+        trusted: contents are known to be right: nothing is read back; needed inside a CUDA graph.
         config: block shape, instead of `choose(n)`'s.
         out: (path, n_path, emitted), written instead of new tensors.
 
@@ -70,7 +72,7 @@ def accept_greedy_tree(
             token), then -1.
 
     Raises:
-        ValueError: a dtype, shape, device or stride that does not fit the above.
+        ValueError: a dtype, shape, device, stride or content that does not fit the above.
     """
     check_tensor("tokens", tokens, torch.int32, (None,))
     n = len(tokens)
@@ -80,6 +82,8 @@ def accept_greedy_tree(
     path, n_path, emitted = verdict_tensors(n, out, like=tokens)
     config = config or choose(n)
     check_range("n", n, 1, config.block)
+    if not trusted:
+        check_parents(parents)
     _accept_greedy_tree_kernel[(1,)](
         tokens, parents, target_ids, path, n_path, emitted, n,
         NOTHING=NOTHING, BLOCK=config.block, num_warps=config.num_warps,

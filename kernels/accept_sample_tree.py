@@ -26,15 +26,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hspec_kernels._check import check_range, check_tensor
-from hspec_kernels.accept_greedy_tree import (
-    MAX_NODES,
-    as_verdict,
-    entry,
-    first_true,
-    verdict_tensors,
-)
+from hspec_kernels._check import check_parents, check_range, check_tensor, check_uniforms
+from hspec_kernels.accept_greedy_tree import as_verdict, entry, first_true, verdict_tensors
 from hspec_kernels.head_topk import FLOATS, MAX_V
+
+MAX_NODES = 256  # each program holds the whole tree: 1024 nodes spilled (Triton 3.6, sm_90)
 
 
 def accept_sample_tree_ref(
@@ -65,17 +61,19 @@ def accept_sample_tree(
     uniforms: Tensor,
     temperature: float,
     *,
+    trusted: bool = False,
     config: dict | None = None,
     out: tuple[Tensor, Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Accept a path of chosen nodes such that the emitted tokens follow the target.
 
     Args:
-        logits: fp16, bf16 or fp32 [n, V], the target's, below 1e30; n 1..1024, V up to 2**20.
+        logits: fp16, bf16 or fp32 [n, V], the target's, below 1e30; n 1..256, V up to 2**20.
         tokens: int32 [n], the tree's tokens, node 0 the root; one outside 0..V-1 is never accepted.
         parents: int32 [n], node numbers, each before its child; -1 for the root and padding.
         uniforms: fp32 [n] in [0, 1): entry c decides about node c, entry 0 draws the last token.
         temperature: 1e-6..1e6.
+        trusted: contents are known to be right: nothing is read back; needed inside a CUDA graph.
         config: block shape, instead of `choose(V)`'s.
         out: (path, n_path, emitted), written instead of new tensors.
 
@@ -84,9 +82,9 @@ def accept_sample_tree(
             row has no distribution (NaN, +inf, nothing but -inf) n_path is 0 and the rest -1.
 
     Raises:
-        ValueError: a dtype, shape, device, stride or size that does not fit the above.
+        ValueError: a dtype, shape, device, stride, size or content that does not fit the above.
     """
-    n, V = check_sampling(logits, tokens, parents, uniforms, temperature)
+    n, V = check_sampling(logits, tokens, parents, uniforms, temperature, trusted)
     path, n_path, emitted = verdict_tensors(n, out, like=logits)
     config = (config or choose(V)) | {"N_PAD": triton.next_power_of_2(n)}
     S = triton.cdiv(V, config["BLOCK"])
@@ -97,12 +95,13 @@ def accept_sample_tree(
     )
     _accept_sample_tree_walk_kernel[(1,)](
         logits, tokens, parents, uniforms, peak, mass, child_logit, path, n_path, emitted,
-        n, V, S, 1 / temperature, S_PAD=triton.next_power_of_2(S), **config,
+        n, V, S, 1 / temperature, S_PAD=triton.next_power_of_2(S),
+        **config | {"num_warps": WALK_WARPS * config["num_warps"]},
     )  # fmt: skip
     return path, n_path, emitted
 
 
-def check_sampling(logits, tokens, parents, uniforms, temperature) -> tuple[int, int]:
+def check_sampling(logits, tokens, parents, uniforms, temperature, trusted) -> tuple[int, int]:
     """n and V, or ValueError."""
     check_tensor("logits", logits, FLOATS, (None, None))
     n, V = logits.shape
@@ -112,15 +111,19 @@ def check_sampling(logits, tokens, parents, uniforms, temperature) -> tuple[int,
     check_tensor("parents", parents, torch.int32, (n,), like=logits)
     check_tensor("uniforms", uniforms, torch.float32, (n,), like=logits)
     check_range("temperature", temperature, 1e-6, 1e6)
+    if not trusted:
+        check_parents(parents)
+        check_uniforms(uniforms)
     return n, V
 
 
-# not swept on a GPU yet: 32 columns a thread, up to 32 programs a row
-CONFIGS = tuple({"BLOCK": b, "num_warps": w} for b, w in ((1024, 4), (4096, 4), (8192, 8)))
+# not swept on a GPU yet: up to 16 columns a thread, and 32 programs a row up to V = 2**17
+CONFIGS = tuple({"BLOCK": b, "num_warps": w} for b, w in ((1024, 4), (4096, 8)))
+WALK_WARPS = 2  # for one of the first kernel: this one is alone, and must not spill
 
 
 def choose(V: int) -> dict:
-    """The smallest block that cuts a row of V columns into at most 32."""
+    """The smallest block that cuts a row of V columns into at most 32, or else the largest."""
     fits = (config for config in CONFIGS if triton.cdiv(V, config["BLOCK"]) <= 32)
     return next(fits, CONFIGS[-1])
 

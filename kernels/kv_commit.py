@@ -26,7 +26,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hspec_kernels._check import check_range, check_tensor
+from hspec_kernels._check import check_below, check_range, check_room, check_tensor
 
 MAX_PATH = 64
 
@@ -54,19 +54,21 @@ def kv_commit(
     kv_len: Tensor,
     *,
     kv_scale: Tensor | None = None,
+    trusted: bool = False,
 ) -> None:
     """Move the rows at kv_len + path[i] to kv_len + i and add n_path to kv_len, all in place.
 
     Args:
         storage: any dtype [layers, capacity, 2 * K, D], a cache; a row's bytes a multiple of 4.
         path: int32 [P], offsets behind kv_len; any order, repeats too; 1 <= P <= 64.
-        n_path: int32 [1], how many of them count, 0..P.  kv_len + n_path and every source row
-            below capacity are the caller's to see to; beyond it nothing is read or written.
-        kv_len: int32 [1], rows that count; advanced.
+        n_path: int32 [1], how many of them count, 0..P; their rows lie below capacity.
+        kv_len: int32 [1], rows that count; advanced.  kv_len + n_path <= capacity.
         kv_scale: any dtype [layers, capacity, 2 * K], scales of an int8 cache, moved likewise.
+        trusted: contents are known to be right: nothing is read back; needed inside a CUDA graph.
+            Outside the cache nothing is read or written all the same.
 
     Raises:
-        ValueError: a dtype, shape, device or stride that does not fit the above.
+        ValueError: a dtype, shape, device, stride or content that does not fit the above.
     """
     check_tensor("storage", storage, storage.dtype, (None, None, None, None))
     layers, capacity = storage.shape[:2]
@@ -79,6 +81,11 @@ def kv_commit(
     if kv_scale is not None:
         check_tensor("kv_scale", kv_scale, kv_scale.dtype, (*storage.shape[:3],), like=storage)
         moved.append(_words("kv_scale", kv_scale))
+    if not trusted:
+        n = int(n_path)
+        check_range("n_path", n, 0, P)
+        start = check_room(kv_len, n, capacity)
+        check_below("path", path[:n], capacity - start, f"behind kv_len {start}")
     for words in moved:
         n_words = words.shape[2]
         block_w = choose(n_words)
@@ -127,6 +134,7 @@ def _kv_commit_kernel(
     kv_len = tl.load(kv_len_ptr)
     source, target = kv_len + path, kv_len + i
     moves = (i < n_path) & (source != target) & (source < capacity) & (target < capacity)
+    moves &= (source >= 0) & (target >= 0)
     w = tl.program_id(1) * BLOCK_W + tl.arange(0, BLOCK_W)
     mask = moves[:, None] & (w < W)[None, :]
     # int64: the cache of all layers passes 2**31 words

@@ -24,7 +24,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hspec_kernels._check import HALF, check_range, check_tensor
+from hspec_kernels._check import HALF, check_below, check_range, check_room, check_tensor
 
 HEAD_DIMS = (16, 32, 64, 128, 256)
 LARGEST_SCALE = 65504.0  # of fp16
@@ -68,29 +68,31 @@ def rope_and_append(
     k_norm: Tensor | None = None,
     eps: float = 1e-6,
     kv_scale: Tensor | None = None,
+    trusted: bool = False,
     out: Tensor | None = None,
 ) -> Tensor:
     """Rotate T rows of a projection and store their keys and values at cache rows kv_len + t.
 
     Args:
         qkv: fp16 or bf16 [T, (H + 2 * K) * D], queries, keys, values; T >= 1.
-        cos, sin: fp32 [max_positions, D / 2].  kv_len + depth < max_positions is the caller's to
-            see to; beyond the table queries and keys become zeros.
+        cos, sin: fp32 [max_positions, D / 2]; kv_len + depth < max_positions.
         depths: int32 [T], places behind the prefix: of tree nodes their levels, of a path 0..T-1.
         kv: qkv's dtype or int8 [capacity, 2 * K, D], one layer of the cache, keys first; written.
-            D is a power of two 16..256.  Rows at and beyond capacity are not stored.
-        kv_len: int32 [1], rows of the prefix.
+            D is a power of two 16..256.
+        kv_len: int32 [1], rows of the prefix; kv_len + T <= capacity.
         q_norm, k_norm: qkv's dtype or fp32 [D], weights of a norm per head before the rotation,
             reordered as the projection is; both or neither.
         eps: added to the mean square in these norms.
         kv_scale: fp16 [capacity, 2 * K], scales of an int8 cache; written.
+        trusted: contents are known to be right: nothing is read back; needed inside a CUDA graph.
+            Outside the table queries and keys become zeros, outside the cache nothing is stored.
         out: qkv's dtype [T, H, D], written instead of a new tensor.
 
     Returns:
         q: qkv's dtype [T, H, D], rotated.
 
     Raises:
-        ValueError: a dtype, shape, device or stride that does not fit the above.
+        ValueError: a dtype, shape, device, stride or content that does not fit the above.
     """
     check_tensor("qkv", qkv, HALF, (None, None))
     check_tensor("kv", kv, (qkv.dtype, torch.int8), (None, None, None), like=qkv)
@@ -119,6 +121,9 @@ def rope_and_append(
     if out is None:
         out = torch.empty(T, H, D, dtype=qkv.dtype, device=qkv.device)
     check_tensor("out", out, qkv.dtype, (T, H, D), like=qkv)
+    if not trusted:
+        n, end = check_room(kv_len, T, capacity), cos.shape[0]
+        check_below("depths", depths, end - n, f"behind kv_len {n} in a table of {end}")
     heads = choose(D)
     _rope_and_append_kernel[(T, triton.cdiv(H + 2 * K, heads))](
         qkv, cos, sin, depths, kv_len, cos if q_norm is None else q_norm,
@@ -179,7 +184,7 @@ def _rope_and_append_kernel(
         k_norm = tl.load(k_norm_ptr + d).to(tl.float32)
         y *= tl.where(is_query[:, None], q_norm[None, :], k_norm[None, :])
     angle = position * (D // 2) + i
-    in_table = angle < max_positions.to(tl.int64) * (D // 2)
+    in_table = (angle >= 0) & (angle < max_positions.to(tl.int64) * (D // 2))
     cos = tl.load(cos_ptr + angle, mask=in_table, other=0.0)[None, :]
     sin = tl.load(sin_ptr + angle, mask=in_table, other=0.0)[None, :]
     even, odd = tl.split(tl.reshape(y, (HEADS, D // 2, 2)))
@@ -189,7 +194,7 @@ def _rope_and_append_kernel(
     q_at = q_ptr + (t * H + h)[:, None] * D + d[None, :]
     tl.store(q_at, y.to(q_ptr.dtype.element_ty), mask=is_query[:, None])
     cell = row * (2 * K) + h - H
-    keep = is_stored & (cell < capacity.to(tl.int64) * (2 * K))
+    keep = is_stored & (cell >= 0) & (cell < capacity.to(tl.int64) * (2 * K))
     if QUANTIZED:
         largest = tl.max(tl.abs(y), axis=1) / 127
         scale = tl.minimum(largest, LARGEST_SCALE).to(tl.float16)

@@ -35,7 +35,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hspec_kernels._check import HALF, check_range, check_tensor
+from hspec_kernels._check import HALF, check_ancestors, check_range, check_room, check_tensor
 
 HEAD_DIMS = (16, 32, 64, 128, 256)
 MAX_ROWS, MAX_GROUP = 1024, 64
@@ -69,6 +69,7 @@ def tree_attention(
     *,
     kv_scale: Tensor | None = None,
     row_invariant: bool = False,
+    trusted: bool = False,
     config: "Config | None" = None,
     out: Tensor | None = None,
 ) -> Tensor:
@@ -77,12 +78,15 @@ def tree_attention(
     Args:
         q: fp16 or bf16 [T, H, D], rotated; T <= 1024 (tuned for 1..128), D a power of two 16..256.
         kv: q's dtype or int8 [capacity, 2 * K, D], one layer of the cache, keys first; K divides
-            H, at most 64 times.  kv_len + T <= capacity is the caller's to see to.
-        kv_len: int32 [1], rows of the prefix; row t of the tree is cache row kv_len + t.
+            H, at most 64 times.
+        kv_len: int32 [1], rows of the prefix; row t of the tree is cache row kv_len + t, and
+            kv_len + T <= capacity.
         ancestors: int64 [T, ceil(T / 64)], bit i % 64 of word i // 64 of row t: row i is t or
-            above it, hence i <= t; None for a path: row t sees rows 0..t.
+            above it, parents before children; None for a path: row t sees rows 0..t.
         kv_scale: fp16 [capacity, 2 * K], by which int8 values are multiplied; only with int8.
         row_invariant: same bits for a row whatever rows are beside it.
+        trusted: contents are known to be right: nothing is read back; needed inside a CUDA graph.
+            Outside the cache nothing is read all the same.
         config: tile shapes, instead of `choose(...)`'s.
         out: q's dtype [T, H, D], written instead of a new tensor.
 
@@ -90,7 +94,7 @@ def tree_attention(
         y: q's dtype [T, H, D].
 
     Raises:
-        ValueError: a dtype, shape, device or stride that does not fit the above.
+        ValueError: a dtype, shape, device, stride or content that does not fit the above.
     """
     check_tensor("q", q, HALF, (None, None, None))
     T, H, D = q.shape
@@ -116,6 +120,10 @@ def tree_attention(
     if out is None:
         out = torch.empty(T, H, D, dtype=q.dtype, device=q.device)
     check_tensor("out", out, q.dtype, (T, H, D), like=q)
+    if not trusted:
+        check_room(kv_len, T, capacity)
+        if ancestors is not None:
+            check_ancestors(ancestors, T)
     config = config or choose(T, H, K, D, capacity, row_invariant)
     part = torch.empty(config.splits, T * H, D, dtype=torch.float32, device=q.device)
     lse = torch.empty(config.splits, T * H, dtype=torch.float32, device=q.device)
@@ -188,7 +196,7 @@ def _tree_attention_kernel(
     BLOCK_N: tl.constexpr,
 ):
     tile, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    kv_len = tl.minimum(tl.load(kv_len_ptr), capacity)
+    kv_len = tl.maximum(tl.minimum(tl.load(kv_len_ptr), capacity), 0)
     n_words = tl.cdiv(T, 64)
     in_tree = split == SPLITS - 1
     # queries first..stop-1, G to a row; places start..end-1 of the prefix and the rows behind it

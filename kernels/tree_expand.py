@@ -28,7 +28,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hspec_kernels._check import check_range, check_tensor
+from hspec_kernels._check import check_range, check_tensor, refuse
 from hspec_kernels.head_topk import LOWEST, MAX_K, key_index, key_score, rank_key, top_k
 
 MAX_H = 2**20
@@ -90,6 +90,7 @@ def tree_expand(
     history: History,
     level: int,
     *,
+    trusted: bool = False,
     config: "Config | None" = None,
     out: Frontier | None = None,
 ) -> Frontier:
@@ -98,9 +99,10 @@ def tree_expand(
     Args:
         ids: int32 [F, k], most likely tokens behind each frontier node, from `head_topk`; k 1..32.
         log_p: fp32 [F, k], theirs.  Above 0 counts as 0, NaN as -inf.
-        frontier: the F nodes they continue; `root_frontier(...)` at level 0.
+        frontier: the F nodes they continue, of the levels before; `root_frontier(...)` at level 0.
         history: H <= 2**20 entries; those of this level are written, none is read.
         level: expansions before this one, 0..63.
+        trusted: contents are known to be right: nothing is read back; needed inside a CUDA graph.
         config: block shape, instead of `choose(F * k)`'s.
         out: written instead of new tensors; must not share memory with `frontier`.
 
@@ -108,7 +110,7 @@ def tree_expand(
         The next frontier, k nodes.
 
     Raises:
-        ValueError: a dtype, shape, device or stride that does not fit the above.
+        ValueError: a dtype, shape, device, stride or content that does not fit the above.
     """
     check_tensor("ids", ids, torch.int32, (None, None))
     check_range("level", level, 0, 63)
@@ -128,6 +130,8 @@ def tree_expand(
     check_fields("out", out, k, ids, seen=(k, W))
     config = config or choose(F * k)
     check_range("F * k", F * k, 1, config.block)
+    if not trusted:
+        _check_frontier(frontier, level, _n_before(level, k))
     _tree_expand_kernel[(1,)](
         ids, log_p, frontier.nodes, frontier.scores, frontier.seen, *history, *out,
         _n_before(level, k), level * k, F * k, k, W, K_PAD=triton.next_power_of_2(k),
@@ -142,6 +146,22 @@ def check_fields(name: str, fields, n: int, like: Tensor, **shapes) -> None:
     for field, tensor in fields._asdict().items():
         dtype = dtypes.get(field, torch.int32)
         check_tensor(f"{name}.{field}", tensor, dtype, shapes.get(field, (n,)), like=like)
+
+
+def _check_frontier(frontier: Frontier, level: int, n_before: int) -> None:
+    """ValueError unless nodes are of the history so far, with log-probabilities."""
+    nodes, wanted = (
+        frontier.nodes,
+        f"0..{n_before - 1} at level {level}" if level else "-1, the root",
+    )
+    refuse(
+        (nodes < min(level, 1) - 1) | (nodes >= n_before),
+        lambda i: f"frontier.nodes[{i}] must be {wanted}, got {int(nodes[i])}",
+    )
+    refuse(
+        ~(frontier.scores <= 0),
+        lambda i: f"frontier.scores[{i}] must be at most 0, got {float(frontier.scores[i])}",
+    )
 
 
 def _n_before(level: int, k: int) -> int:

@@ -29,11 +29,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hspec_kernels._check import check_range, check_tensor
+from hspec_kernels._check import check_parents, check_range, check_tensor, refuse
 from hspec_kernels.head_topk import LOWEST, key_index, rank_key, sort_runs, top_k
 from hspec_kernels.tree_expand import MAX_H, History, check_fields, one_bit
 
-MAX_NODES = 512
+MAX_NODES = 256
 
 
 class DraftTree(NamedTuple):
@@ -73,6 +73,7 @@ def tree_rerank(
     tree_size: int,
     *,
     bucket: int,
+    trusted: bool = False,
     config: "Config | None" = None,
     out: DraftTree | None = None,
 ) -> DraftTree:
@@ -80,9 +81,11 @@ def tree_rerank(
 
     Args:
         root_token: int32 [1], the pending token.
-        history: H entries, H >= 1, written by `tree_expand`: parents first, scores not NaN.
+        history: H entries, H >= 1, written by `tree_expand`: parents first, no score NaN or above
+            its parent's.
         tree_size: nodes wanted, the root included, 1..bucket; with a shorter history H + 1.
-        bucket: nodes of the padded tree, 1..512.
+        bucket: nodes of the padded tree, 1..256.
+        trusted: contents are known to be right: nothing is read back; needed inside a CUDA graph.
         config: block shape, instead of `choose(bucket)`'s.
         out: written instead of new tensors.
 
@@ -90,7 +93,7 @@ def tree_rerank(
         The tree.
 
     Raises:
-        ValueError: a dtype, shape, device or stride that does not fit the above.
+        ValueError: a dtype, shape, device, stride or content that does not fit the above.
     """
     check_tensor("root_token", root_token, torch.int32, (1,))
     H, W = len(history.tokens), triton.cdiv(bucket, 64)
@@ -105,6 +108,8 @@ def tree_rerank(
     check_fields("out", out, bucket, root_token, ancestors=(bucket, W))
     config = config or choose(bucket)
     check_range("bucket", bucket, 1, config.block)
+    if not trusted:
+        _check_history(history)
     _tree_rerank_kernel[(1,)](
         root_token, *history, *out, H, min(tree_size, H + 1), bucket, W,
         NODES=triton.next_power_of_2(bucket), W_PAD=triton.next_power_of_2(W), BLOCK=config.block,
@@ -113,29 +118,42 @@ def tree_rerank(
     return out
 
 
+def _check_history(history: History) -> None:
+    """ValueError unless every candidate comes behind its parent under the one order."""
+    scores, parents = history.scores, history.parents
+    check_parents(parents, "history.parents")
+    above = torch.where(parents >= 0, scores[parents.clamp(min=0)], torch.inf)
+    refuse(
+        ~(scores <= above),
+        lambda i: (
+            f"history.scores[{i}] must be a number and at most its parent's, "
+            f"{float(above[i])}, got {float(scores[i])}"
+        ),
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Config:
-    """Nodes it is meant for, history entries sorted at a time (at least as many), warps."""
+    """History entries sorted at a time, at least as many as nodes, and warps."""
 
-    nodes: int
     block: int
     num_warps: int
 
 
 # not swept on a GPU yet: a history of k = 10, depth 6 is one block, 4 entries a thread
-CONFIGS = (Config(128, 512, 4), Config(512, 512, 8))
+CONFIGS = (Config(512, 4),)
 
 
 def choose(bucket: int) -> Config:
-    """The smallest configuration that holds the tree."""
-    return next(config for config in CONFIGS if bucket <= config.nodes)
+    """The smallest block that holds the tree."""
+    return next(config for config in CONFIGS if bucket <= config.block)
 
 
 @triton.jit
 def _position(ascending, wanted, N: tl.constexpr):
-    """Where each `wanted` stands in `ascending` [N]; N a power of two up to 512."""
+    """Where each `wanted` stands in `ascending` [N]; N a power of two up to 256."""
     at = tl.zeros_like(wanted)
-    for i in tl.static_range(1, 10):
+    for i in tl.static_range(1, 9):
         if N >> i > 0:
             probe = tl.gather(ascending, at + ((N >> i) - 1), axis=0)
             at += tl.where(probe < wanted, N >> i, 0)

@@ -5,11 +5,15 @@ import dataclasses
 import pytest
 
 from hspec_lab.config import (
+    CPU_FORMATS,
+    DEVICE_FORMATS,
+    FORMATS,
     Chain,
     Config,
     Eagle2,
     Refine,
     as_dict,
+    check_format,
     config_id,
     from_dict,
     split_model,
@@ -60,6 +64,30 @@ def test_the_method_follows_from_the_drafter(draft, method):
 def test_an_at_sign_in_a_folder_is_not_a_format():
     assert split_model("/data/a@b/c") == ("/data/a@b/c", "fp32")
     assert split_model("/data/a@b/c@w8a8") == ("/data/a@b/c", "w8a8")
+
+
+def test_formats_are_what_either_kind_of_device_multiplies():
+    assert set(FORMATS) == {*CPU_FORMATS, *DEVICE_FORMATS} and len(set(FORMATS)) == len(FORMATS)
+    for format in FORMATS:
+        assert split_model(f"x@{format}") == ("x", format)
+
+
+@pytest.mark.parametrize(
+    "device, formats, other",
+    [("cpu", CPU_FORMATS, "cuda")]
+    + [(device, DEVICE_FORMATS, "cpu") for device in ("cuda", "cuda:1")],
+)
+def test_a_format_without_a_fast_operator_names_those_with_one(device, formats, other):
+    for format in FORMATS:
+        if format in formats:
+            assert check_format(format, device) == format
+            continue
+        with pytest.raises(ValueError) as refusal:
+            check_format(format, device)
+        assert str(refusal.value) == (
+            f"{format} has no fast operator on {device}; formats with one: "
+            f"{', '.join(formats)}, or device='{other}'"
+        )
 
 
 @pytest.mark.parametrize(

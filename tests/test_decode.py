@@ -8,7 +8,7 @@ from test_accept import distribution_of
 from tiny import make_head, make_model
 from tokenizers import Regex, Tokenizer, pre_tokenizers
 
-from hspec_lab.config import FORMATS, Chain, Config, Eagle2, Refine
+from hspec_lab.config import CPU_FORMATS, Chain, Config, Eagle2, Refine
 from hspec_lab.decode import decode
 from hspec_lab.draft.eagle2 import best_first, stable_top_k
 from hspec_lab.experiment import Session
@@ -105,7 +105,7 @@ def test_the_random_zoo_accepts_and_rejects(zoo):
     assert 0 in kept and max(kept) >= 2
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", CPU_FORMATS)
 @pytest.mark.parametrize("name", ["chain", "eagle2", "hierspec"])
 def test_row_invariant_text_is_equal_at_every_format(name, format, zoo):
     models = Models()

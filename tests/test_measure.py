@@ -4,6 +4,7 @@ import json
 
 import pandas as pd
 import pytest
+import torch
 
 from hspec_lab import cli, cost, store
 from hspec_lab.measure import Plan, bushy, measure_costs
@@ -111,6 +112,25 @@ def test_a_made_up_model_is_the_same_each_time_and_stays_near_one(shape):
     assert 0.5 < float(features[0].square().mean()) < 2
 
 
+def test_made_up_numbers_stay_what_they_were():
+    weight = SyntheticCheckpoint("llama-3-8b").tensor("model.layers.3.self_attn.k_proj.weight")
+    assert weight.dtype == torch.bfloat16 and weight.shape == (1024, 4096)
+    first = torch.tensor([-0.00372314453125, 0.0037994384765625, -0.006439208984375])
+    # processors draw alike to the last bits of fp32
+    torch.testing.assert_close(weight[0, :3].float(), first, rtol=2**-7, atol=0)
+    numbers = weight.flatten().view(4, 1 << 20)
+    assert bool((numbers == numbers[0]).all()) and numbers[0].unique().numel() > 1000
+
+
+def test_made_up_tensors_are_made_on_their_device(shape):
+    checkpoint = SyntheticCheckpoint(shape.removeprefix("shape:"), device="meta")
+    cpu = SyntheticCheckpoint(shape.removeprefix("shape:"))
+    for name in ("model.norm.weight", "model.embed_tokens.weight", "fc.weight"):
+        made = checkpoint.tensor(name)
+        assert made.device.type == "meta" and checkpoint.optional(name).device == made.device
+        assert (made.shape, made.dtype) == (cpu.tensor(name).shape, cpu.tensor(name).dtype)
+
+
 @pytest.mark.parametrize(
     "words,message",
     [
@@ -119,6 +139,7 @@ def test_a_made_up_model_is_the_same_each_time_and_stays_near_one(shape):
         (["--model", "zoo:target", "--rows", "1-x"], "--rows takes numbers and ranges"),
         (["--model", "zoo:target", "--contexts", "5000"], "has 1024 positions"),
         (["--model", "zoo:target@w3"], "unknown format 'w3'"),
+        (["--model", "zoo:target@w16a16"], "w16a16 has no fast operator on cpu; formats with one"),
         (["--model", "zoo:target", "--repeats", "0"], "repeats must be a whole number >= 1"),
         (["--model", "zoo:target", "--device", "cuda"], "measured on cpu so far"),
         ([], "name at least one model or shape"),

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny import FAMILIES, make_head, make_model
 
-from hspec_lab.config import FORMATS
+from hspec_lab.config import CPU_FORMATS
 from hspec_lab.model import Checkpoint, EagleHead, Transformer
 from hspec_lab.tree import from_parents
 
@@ -85,7 +85,7 @@ def test_truncation_forgets_what_came_after(tmp_path):
     )
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", CPU_FORMATS)
 def test_a_loud_neighbour_changes_no_other_row(format, wide):
     model = load(wide, format)
     # a loud token: its embedding is a thousand times larger than the others'
@@ -99,7 +99,7 @@ def test_a_loud_neighbour_changes_no_other_row(format, wide):
     assert torch.equal(*outputs)
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", CPU_FORMATS)
 @pytest.mark.parametrize("n", [2, 7, 24])
 def test_row_invariant_mode_gives_the_bits_of_single_rows(format, n, wide):
     model = load(wide, format, row_invariant=True)

@@ -1,8 +1,17 @@
 import pytest
 import torch
 
-from hspec_lab.quant import FORMATS, is_row_invariant, make_linear
-from hspec_lab.quant.rounding import pack_nibbles, round_int4, round_int8, unpack_nibbles
+from hspec_lab.quant import CPU_FORMATS, check_shape, is_row_invariant, make_linear
+from hspec_lab.quant.rounding import (
+    expand_two_levels,
+    pack_nibbles,
+    round_e4m3,
+    round_groups,
+    round_int4,
+    round_int8,
+    round_two_levels,
+    unpack_nibbles,
+)
 from hspec_lab.quant.stored import RowByRow, Stored
 
 AWKWARD_T = (1, 2, 3, 7, 31, 64)
@@ -13,7 +22,7 @@ R, C = 48, 384
 BF16_STEP = 2**-7
 TOLERANCE = {"fp32": 1e-5, "w8a8": 4 * 2**-24}
 
-every_format = pytest.mark.parametrize("format", FORMATS)
+every_format = pytest.mark.parametrize("format", CPU_FORMATS)
 both = pytest.mark.parametrize("reference", [True, False], ids=["reference", "operator"])
 
 
@@ -30,7 +39,7 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-@pytest.fixture(params=FORMATS)
+@pytest.fixture(params=CPU_FORMATS)
 def linear(request):
     return make_linear(random(R, C), request.param)
 
@@ -96,6 +105,55 @@ def test_nibbles_pack_low_first_and_come_back():
     q = torch.tensor([[1, 2, 15, 0]], dtype=torch.uint8)
     assert pack_nibbles(q).tolist() == [[0x21, 0x0F]]
     assert_equal(unpack_nibbles(pack_nibbles(q)), q)
+
+
+def test_e4m3_keeps_three_bits_of_fraction_below_the_rows_maximum():
+    q, scale = round_e4m3(torch.tensor([[896.0, 34.0, -3.0, 2.0**-9], [0.0, 0.0, 0.0, 0.0]]))
+    # 34 is halfway between 32 and 36, in steps of 4: to even; 2**-10 lies halfway to zero
+    assert (q.float() * scale[:, None]).tolist() == [[896.0, 32.0, -3.0, 0.0], [0.0] * 4]
+    assert scale[0] == 2
+
+
+def test_e4m3_weights_are_kept_to_one_part_in_16():
+    weight = random(R, C)
+    q, scale = round_e4m3(weight)
+    error = (q.float() * scale[:, None] - weight).abs()
+    bound = torch.maximum(weight.abs() / 16, 2.0**-10 * scale[:, None])
+    assert q.float().abs().amax(1).eq(448).all() and (error <= bound * (1 + 1e-5)).all()
+
+
+def test_fewer_bits_span_a_group_with_fewer_levels():
+    weight = torch.tensor([[-1.0, 0.0, 1.0, 2.0, 5.0, 5.0, 5.0, 5.0]])
+    q, scale, zero = round_groups(weight, 2, 4)
+    assert q.tolist() == [[0, 1, 2, 3, 2, 2, 2, 2]]
+    assert (scale.tolist(), zero.tolist()) == ([[1.0, 0.0]], [[1.0, 5.0]])
+
+
+def test_two_levels_by_hand():
+    weight = torch.zeros(1, 8)
+    weight[0] = torch.tensor([119.0, -31.0, 40.0, 0.0, -119.0, -119.0, -118.0, -104.0]) / 2
+    q, iscale, zero, scale = round_two_levels(weight, 4)
+    # spans of 150 and 15 in steps of 10 and 1
+    assert (scale.tolist(), iscale.tolist(), zero.tolist()) == ([0.5], [[10, 1]], [[3, 119]])
+    assert q.tolist() == [[15, 0, 7, 3, 0, 0, 1, 15]]
+    assert (expand_two_levels(q, iscale, zero, scale) * 2).tolist() == [
+        [120.0, -30.0, 40.0, 0.0, -119.0, -119.0, -118.0, -104.0]
+    ]
+
+
+@pytest.mark.parametrize(
+    "weight",
+    [random(R, C), random(R, C).sign(), random(R, C).abs() + 3, -random(R, C).abs() - 3,
+     random(R, C) ** 5, torch.zeros(R, C)],
+    ids=["normal", "signs", "positive", "negative", "heavy tails", "zeros"],
+)  # fmt: skip
+def test_two_levels_stay_int8_and_near(weight):
+    q, iscale, zero, scale = round_two_levels(weight, 128)
+    kept = expand_two_levels(q, iscale, zero, scale)
+    assert q.max() <= 15 and zero.max() <= 127 and 1 <= iscale.min() and iscale.max() <= 16
+    assert ((kept / scale[:, None]).round().abs() <= 127).all()
+    bound = (iscale / 2 + 7.5).repeat_interleave(128, 1) * scale[:, None]
+    assert ((kept - weight).abs() <= bound * (1 + 1e-5)).all()
 
 
 # operator against reference
@@ -260,6 +318,16 @@ def test_says_what_came_and_what_would_be_right(shape, format, message):
         make_linear(torch.ones(shape), format)
 
 
+@both
+@pytest.mark.parametrize("format", ["w16a16", "fp8", "w4a8-g128"])
+def test_formats_of_a_gpu_are_refused_before_anything_is_rounded(format, reference):
+    line = f"{format} has no fast operator on cpu; formats with one: fp32, .*, or device='cuda'"
+    with pytest.raises(ValueError, match=line):
+        make_linear(torch.zeros(R, C), format, reference=reference)
+    with pytest.raises(ValueError, match=line):
+        check_shape(R, C, format)
+
+
 def test_refuses_integers_nan_and_a_bias_of_another_length():
     with pytest.raises(ValueError, match="got torch.int64"):
         make_linear(torch.ones(R, C, dtype=torch.int64), "fp32")
@@ -269,7 +337,7 @@ def test_refuses_integers_nan_and_a_bias_of_another_length():
         make_linear(random(R, C), "fp32", bias=torch.ones(47))
 
 
-@pytest.mark.parametrize("format", FORMATS[1:])
+@pytest.mark.parametrize("format", CPU_FORMATS[1:])
 def test_a_device_without_the_operator_is_named(format):
     with pytest.raises(ValueError, match=f"{format} has no operator on meta"):
         make_linear(torch.empty(R, C, device="meta"), format)

@@ -44,7 +44,7 @@ class DeviceCache(KVCache):
         else:
             offsets = torch.tensor(path, dtype=torch.int32, device=self.storage.device)
             count = torch.full_like(self.kv_len_on_device, n)
-            kv_commit(self.storage, offsets, count, self.kv_len_on_device)
+            kv_commit(self.storage, offsets, count, self.kv_len_on_device, trusted=True)
         self.kv_len += n
 
     def truncate(self, kv_len: int) -> None:
@@ -129,8 +129,12 @@ class FusedLayer:
             q_norm=self.q_norm,
             k_norm=self.k_norm,
             eps=self.eps,
+            trusted=True,
         )
-        y = tree_attention(q, kv, kv_len, ancestors, row_invariant=self.row_invariant)
+        # trees are checked where they are made, and `check_room` has looked at the cache
+        y = tree_attention(
+            q, kv, kv_len, ancestors, row_invariant=self.row_invariant, trusted=True
+        )
         y = self.o(y.flatten(1))
         _, y = rms_norm(y, self.post_norm, self.eps, residual=total, total=total)
         return self.down(silu_mul(self.gate_up(y)))
@@ -227,13 +231,13 @@ class FusedTransformer:
         """The launches of one pass; nothing is read back.
 
         Args:
-            ids: int64 [T].
+            ids: int32 or int64 [T].
             depths: int32 [T], levels behind what the cache holds.
             ancestors: int64 [T, ceil(T / 64)] bitsets; None for a path.
         """
         from hspec_kernels.rms_norm import rms_norm
 
-        x, eps = self.embedding[ids], self.shape.norm_eps
+        x, eps = self.embedding.index_select(0, ids), self.shape.norm_eps
         total = x.float()
         y = rms_norm(x, self.layers[0].input_norm, eps)
         norms = [*(layer.input_norm for layer in self.layers[1:]), self.norm]
@@ -299,7 +303,7 @@ class FusedHead:
         bias = None if bias is None else bias.to(model.device)
         self.fc = make_device_linear(fc, format, bias=bias, **kept)
         self.layer = FusedLayer(checkpoint, "layers.0", format, *turns, **kept)
-        self._above: list[tuple[Tensor, HeadRows]] = []  # levels of the tree being grown
+        self._above: list[tuple[Tensor, Tensor, HeadRows]] = []  # levels of the tree being grown
 
     @property
     def nbytes(self) -> int:
@@ -321,32 +325,50 @@ class FusedHead:
             dtype [T, hidden].
         """
         model = self.model
-        joined = torch.cat([model.embedding[tokens], features.to(model.dtype)], dim=-1)
         if rows.hidden_before == 0:
             self._above = []
-        self._above.append((joined, rows))
-        x = self.fc(torch.cat([joined for joined, _ in self._above]))
-        depths = [depth for _, level in self._above for depth in level.depths]
-        depths = torch.tensor(depths, dtype=torch.int32, device=model.device)
-        total = x.float()
-        normed = x
-        if self.layer.input_norm is not None:
-            from hspec_kernels.rms_norm import rms_norm
-
-            normed = rms_norm(x, self.layer.input_norm, self.shape.norm_eps)
-        y = self.layer.forward(
-            normed, total, cache.storage[0], cache.kv_len_on_device, depths, self._ancestors()
+        self._above.append((tokens, features.to(model.dtype), rows))
+        depths = [depth for _, _, level in self._above for depth in level.depths]
+        guessed = self.run(
+            torch.cat([tokens for tokens, _, _ in self._above]),
+            torch.cat([features for _, features, _ in self._above]),
+            torch.tensor(depths, dtype=torch.int32, device=model.device),
+            self._ancestors(),
+            cache,
         )
-        return (total + y)[-len(tokens) :].to(model.dtype)
+        return guessed[-len(tokens) :]
+
+    def run(self, tokens: Tensor, features: Tensor, depths: Tensor, ancestors, cache) -> Tensor:
+        """The launches of one pass; nothing is read back.
+
+        Args:
+            tokens: int32 or int64 [T].
+            features: dtype [T, hidden].
+            depths, ancestors: as in `FusedTransformer.run`.
+
+        Returns:
+            dtype [T, hidden].
+        """
+        from hspec_kernels.rms_norm import rms_norm
+
+        model, layer = self.model, self.layer
+        x = self.fc(torch.cat([model.embedding.index_select(0, tokens), features], dim=-1))
+        total, normed = x.float(), x
+        if layer.input_norm is not None:
+            normed = rms_norm(x, layer.input_norm, self.shape.norm_eps)
+        y = layer.forward(
+            normed, total, cache.storage[0], cache.kv_len_on_device, depths, ancestors
+        )
+        return (total + y).to(model.dtype)
 
     def _ancestors(self) -> Tensor | None:
         """Bitsets of all rows of the tree so far; None for a path."""
-        if self._above[0][1].seen is None:
+        if self._above[0][2].seen is None:
             return None
-        n = sum(len(level.depths) for _, level in self._above)
+        n = sum(len(level.depths) for _, _, level in self._above)
         seen = np.zeros((n, n), dtype=bool)
         start = 0
-        for _, level in self._above:
+        for _, _, level in self._above:
             height, width = level.seen.shape
             seen[start : start + height, :width] = level.seen.numpy()
             start += height

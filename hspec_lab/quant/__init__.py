@@ -2,7 +2,7 @@
 
 Weights are rounded to nearest when the layer is made and multiplied by the fastest operator this
 device has; `reference=True` gives the plain-torch definition of the same format instead, which
-runs on any device.
+runs on any device. Formats that only a GPU multiplies are in `hspec_lab.quant.device`.
 
     format        weights         activations     bits per weight
     fp32          fp32            fp32            32
@@ -34,13 +34,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from hspec_lab.config import FORMATS, check_format
+from hspec_lab.config import CPU_FORMATS, check_format
 from hspec_lab.quant.fp32 import Fp32, Fp32Ref
 from hspec_lab.quant.int4 import W4A16, W4A16Ref
 from hspec_lab.quant.int8 import W8A8, W8A16, W8A8Ref, W8A16Ref
 from hspec_lab.quant.stored import Biased, RowByRow, Stored, is_row_invariant
 
-__all__ = ["FORMATS", "Linear", "check_shape", "is_row_invariant", "make_linear"]
+__all__ = ["CPU_FORMATS", "Linear", "check_shape", "is_row_invariant", "make_linear"]
 
 # what the CPU operators ask of the shape; int8 x bf16 reads past the end instead of asking
 _W8A16_INPUTS = 16
@@ -76,7 +76,7 @@ def make_linear(
 
     Args:
         weight: fp32 or bf16 [R, C], R outputs, C inputs; its device is the layer's.
-        format: one of FORMATS.
+        format: one of CPU_FORMATS.
         bias: fp32 or bf16 [R], added in fp32.
         reference: the format's definition in plain torch instead of an operator.
         row_invariant: a row's bits must not depend on the number of rows beside it.
@@ -88,7 +88,7 @@ def make_linear(
         ValueError: unknown format, a weight or bias that is none, a shape the format or its
             operator cannot take, or a device without an operator for it.
     """
-    check_format(format)
+    check_format(format, "cpu")
     if not reference:
         _check_device(weight.device.type, format)
     _check_weight(weight, bias, format)
@@ -121,7 +121,8 @@ def _make_operator(weight: Tensor, format: str) -> Stored:
 
 
 def check_shape(R: int, C: int, format: str) -> None:
-    """ValueError when a matrix of R outputs and C inputs cannot be stored in `format`."""
+    """ValueError when no CPU operator takes R outputs and C inputs in `format`."""
+    check_format(format, "cpu")
     if format == "w8a16" and C % _W8A16_INPUTS:
         raise ValueError(
             f"w8a16: {C} input features are not a multiple of {_W8A16_INPUTS}, which the CPU "

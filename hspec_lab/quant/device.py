@@ -1,21 +1,41 @@
 """Linear layers on the project's own Triton kernels: 16-bit rows in, 16-bit rows out.
 
-The same rounding as the CPU formats, stored the way the kernels read it.  `hspec_kernels` is
-imported when the first layer is made, so that everything else works where triton is missing.
+The same rounding as the CPU formats, stored the way the kernels read it, and formats that a CPU
+has no operator for.  `hspec_kernels` is imported when the first layer is made, so that everything
+else works where triton is missing.
 
-    format        kernel           activations                      scales
+    format        product          activations                      scales
+    w16a16        torch's own      fp16 or bf16                     none
     w8a16         wna16_matmul     fp16 or bf16                     one per row
     w8a8          w8a8_matmul      int8, per row, by quantize_rows  one per row
+    fp8           fp8_matmul       e4m3, per row, by torch          one per row
     w4a16-g*      w4a16_matmul     fp16 or bf16                     scale and zero per group
+    w4a8-g128     w4a8_matmul      int8, per row, by quantize_rows  two levels: see `rounding`
+    w3a16-g128,   wna16_matmul     fp16 or bf16                     scale and zero per group
+    w2a16-g64
+
+Matrices are rounded and packed a block of rows at a time: beside the weights that come in and twice
+the bytes that are stored, the largest of layers needs less than a gigabyte on its way.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from hspec_lab.quant.rounding import round_int4, round_int8
-from hspec_lab.quant.stored import Stored
+from hspec_lab.config import DEVICE_FORMATS
+from hspec_lab.quant.rounding import (
+    expand_groups,
+    expand_two_levels,
+    round_e4m3,
+    round_groups,
+    round_int4,
+    round_int8,
+    round_two_levels,
+)
+from hspec_lab.quant.stored import Biased, Stored
 
-DEVICE_FORMATS = ("w8a16", "w8a8", "w4a16-g128", "w4a16-g32")
+_BLOCK = 1 << 24  # weights rounded at a time
+_ROWS = 16  # of each product of a row-invariant w16a16
 
 
 def make_device_linear(
@@ -29,7 +49,7 @@ def make_device_linear(
     """Round a weight matrix to `format` and return the layer that multiplies with it.
 
     Args:
-        weight: fp32 or bf16 [R, C]; its device is the layer's.
+        weight: fp32, bf16 or fp16 [R, C]; its device is the layer's.
         format: one of DEVICE_FORMATS.
         dtype: fp16 or bf16, of rows and results.
         bias: [R], added to the result.
@@ -39,19 +59,44 @@ def make_device_linear(
         linear: x dtype [T, C] -> y dtype [T, R].
 
     Raises:
-        ValueError: a format without a kernel, or triton is not installed.
+        ValueError: a format without a kernel on the weight's device, a shape or dtype it does not
+            take, or triton is not installed.
     """
+    check_device_format(format, weight.device)
+    check_device_shape(*weight.shape, format)
+    if dtype not in (torch.float16, torch.bfloat16):
+        raise ValueError(f"{format}: dtype must be float16 or bfloat16, got {dtype}")
+    kind = _KINDS[format.partition("-g")[0]]
+    linear = kind(weight.detach(), format, dtype, row_invariant)
+    return linear if bias is None else Biased(linear, bias.to(dtype))
+
+
+def check_device_format(format: str, device: torch.device | str) -> None:
+    """ValueError where `device` cannot multiply in `format`; reads no weight."""
     if format not in DEVICE_FORMATS:
         raise ValueError(f"{format} has no kernel; formats with one: {', '.join(DEVICE_FORMATS)}")
     check_triton()
-    weight = weight.detach().float().contiguous()
-    if format == "w8a8":
-        linear = DeviceW8A8(weight, dtype)
-    elif format == "w8a16":
-        linear = DeviceW8A16(weight, dtype, row_invariant)
-    else:
-        linear = DeviceW4A16(weight, int(format.partition("-g")[2]), dtype, row_invariant)
-    return linear if bias is None else DeviceBiased(linear, bias.to(dtype))
+    if format != "fp8":
+        return
+    from hspec_kernels.fp8_matmul import knows_e4m3
+
+    if not knows_e4m3(torch.device(device)):
+        found = ".".join(map(str, torch.cuda.get_device_capability(device)))
+        raise ValueError(
+            f"fp8 needs compute capability 8.9, {device} has {found}: take w8a8 or w8a16"
+        )
+
+
+def check_device_shape(R: int, C: int, format: str) -> None:
+    """ValueError when a matrix of R outputs and C inputs cannot be stored in `format`."""
+    group_size = _group_size(format)
+    if group_size and C % group_size:
+        raise ValueError(f"{format}: {C} input features are not a multiple of {group_size}")
+    if format in ("w8a8", "w4a8-g128"):
+        from hspec_kernels.quantize_rows import MAX_C
+
+        if C > MAX_C:
+            raise ValueError(f"{format}: {C} input features, rows are rounded up to {MAX_C}")
 
 
 def check_triton() -> None:
@@ -65,79 +110,198 @@ def check_triton() -> None:
         ) from None
 
 
-class DeviceW4A16(Stored):
-    """4-bit weights in block halves, a scale and a zero per group."""
+def _group_size(format: str) -> int:
+    """Inputs that share a scale; 0: all of a row."""
+    return int(format.partition("-g")[2] or 0)
 
-    __slots__ = ("_packed", "_scale", "_zero", "_group_size", "_row_invariant", "_multiply")
 
-    def __init__(self, weight: Tensor, group_size: int, dtype: torch.dtype, row_invariant: bool):
-        from hspec_kernels.w4a16_matmul import pack_w4a16, w4a16_matmul
+class _DeviceLinear(Stored):
+    """A layer that holds nothing but `tensors`; their bytes are what it stores."""
 
-        nbytes = weight.numel() // 2 + 4 * (weight.numel() // group_size)
-        super().__init__(f"w4a16-g{group_size}", weight, nbytes)
-        q, scale, zero = round_int4(weight, group_size)
-        self._packed = pack_w4a16(q, group_size)
-        self._scale, self._zero = scale.to(dtype), zero.to(dtype)
-        self._group_size, self._row_invariant = group_size, row_invariant
-        self._multiply = w4a16_matmul
+    __slots__ = ("tensors", "dtype", "row_invariant", "group_size")
+
+    def __init__(self, weight: Tensor, format: str, dtype: torch.dtype, row_invariant: bool):
+        self.dtype, self.row_invariant = dtype, row_invariant
+        self.group_size = _group_size(format) or weight.shape[1]
+        blocks = weight.split(max(1, _BLOCK // weight.shape[1]))
+        stored = [self.stored(rows.float().contiguous(), format) for rows in blocks]
+        self.tensors = tuple(torch.cat(parts) for parts in zip(*stored, strict=True))
+        super().__init__(format, weight, sum(tensor.nbytes for tensor in self.tensors))
+
+    def stored(self, rows: Tensor, format: str) -> tuple[Tensor, ...]:
+        """The tensors of a block of rows, fp32 [n, C]; each is n long."""
+        raise NotImplementedError
+
+    def dequantized(self) -> Tensor:
+        """fp32 [R, C], the weights that the stored numbers stand for."""
+        q, scale = self.tensors
+        return q.float() * scale[:, None]
+
+
+class DeviceW16A16(_DeviceLinear):
+    """Weights in 16 bits, multiplied by the library that torch brings.
+
+    That library promises no row the same bits beside any number of others.  With `row_invariant`
+    each product therefore is of exactly 16 rows, the last filled up with zeros: one shape, one
+    choice of kernel, and within it rows are alike.  That is reason to expect it, not a proof.
+    """
+
+    __slots__ = ()
+
+    def stored(self, rows: Tensor, format: str) -> tuple[Tensor, ...]:
+        return (rows.to(self.dtype),)
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self._multiply(
-            x,
-            self._packed,
-            self._scale,
-            self._zero,
-            self._group_size,
-            row_invariant=self._row_invariant,
-        )
+        if not self.row_invariant:
+            return F.linear(x, *self.tensors)
+        filled = F.pad(x, (0, 0, 0, -len(x) % _ROWS))
+        return torch.cat([F.linear(rows, *self.tensors) for rows in filled.split(_ROWS)])[: len(x)]
+
+    def dequantized(self) -> Tensor:
+        return self.tensors[0].float()
 
 
-class DeviceW8A16(Stored):
+class DeviceW8A16(_DeviceLinear):
     """8-bit weights, a scale per row."""
 
-    __slots__ = ("_packed", "_scale", "_row_invariant", "_multiply")
+    __slots__ = ()
 
-    def __init__(self, weight: Tensor, dtype: torch.dtype, row_invariant: bool):
-        from hspec_kernels.wna16_matmul import pack_wna16, wna16_matmul
+    def stored(self, rows: Tensor, format: str) -> tuple[Tensor, ...]:
+        from hspec_kernels.wna16_matmul import pack_wna16
 
-        super().__init__("w8a16", weight, weight.numel() + 2 * weight.shape[0])
-        q, scale = round_int8(weight, torch.bfloat16)
-        self._packed = pack_wna16((q.int() + 128).to(torch.uint8), 8)
-        self._scale = scale.to(dtype)[:, None].contiguous()
-        self._row_invariant, self._multiply = row_invariant, wna16_matmul
+        q, scale = round_int8(rows, torch.bfloat16)
+        # the upper bit turned over is 128 more
+        return pack_wna16(q.view(torch.uint8) ^ 0x80, 8), scale.to(self.dtype)[:, None]
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self._multiply(
-            x, self._packed, self._scale, None, 8, x.shape[1], row_invariant=self._row_invariant
-        )
+        from hspec_kernels.wna16_matmul import wna16_matmul
+
+        packed, scale = self.tensors
+        C = self.shape[1]
+        return wna16_matmul(x, packed, scale, None, 8, C, row_invariant=self.row_invariant)
+
+    def dequantized(self) -> Tensor:
+        packed, scale = self.tensors
+        return (packed[:, : self.shape[1]].float() - 128) * scale.float()
 
 
-class DeviceW8A8(Stored):
+class DeviceWNA16(_DeviceLinear):
+    """Weights of 3 or 2 bits, a scale and a zero per group."""
+
+    __slots__ = ("bits",)
+
+    def stored(self, rows: Tensor, format: str) -> tuple[Tensor, ...]:
+        from hspec_kernels.wna16_matmul import pack_wna16
+
+        self.bits = int(format[1])
+        q, scale, zero = round_groups(rows, self.bits, self.group_size)
+        return pack_wna16(q, self.bits), scale.to(self.dtype), zero.to(self.dtype)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        from hspec_kernels.wna16_matmul import wna16_matmul
+
+        how = {"row_invariant": self.row_invariant}
+        return wna16_matmul(x, *self.tensors, self.bits, self.group_size, **how)
+
+    def dequantized(self) -> Tensor:
+        from hspec_kernels.wna16_matmul import unpack_wna16
+
+        packed, scale, zero = self.tensors
+        return expand_groups(unpack_wna16(packed, self.bits, self.shape[1]), self.bits, scale, zero)
+
+
+class DeviceW4A16(_DeviceLinear):
+    """4-bit weights in block halves, a scale and a zero per group."""
+
+    __slots__ = ()
+
+    def stored(self, rows: Tensor, format: str) -> tuple[Tensor, ...]:
+        from hspec_kernels.w4a16_matmul import pack_w4a16
+
+        q, scale, zero = round_int4(rows, self.group_size)
+        return pack_w4a16(q, self.group_size), scale.to(self.dtype), zero.to(self.dtype)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        from hspec_kernels.w4a16_matmul import w4a16_matmul
+
+        how = {"row_invariant": self.row_invariant}
+        return w4a16_matmul(x, *self.tensors, self.group_size, **how)
+
+    def dequantized(self) -> Tensor:
+        from hspec_kernels.w4a16_matmul import unpack_w4a16
+
+        packed, scale, zero = self.tensors
+        return expand_groups(unpack_w4a16(packed, self.group_size), 4, scale, zero)
+
+
+class DeviceW8A8(_DeviceLinear):
     """8-bit weights and rows; the long sum is exact, so row-invariant as it is."""
 
-    __slots__ = ("_q", "_scale", "_dtype", "_multiply", "_quantize")
+    __slots__ = ()
 
-    def __init__(self, weight: Tensor, dtype: torch.dtype):
+    def stored(self, rows: Tensor, format: str) -> tuple[Tensor, ...]:
+        return round_int8(rows, torch.float32)
+
+    def __call__(self, x: Tensor) -> Tensor:
         from hspec_kernels.quantize_rows import quantize_rows
         from hspec_kernels.w8a8_matmul import w8a8_matmul
 
-        super().__init__("w8a8", weight, weight.numel() + 4 * weight.shape[0])
-        self._q, self._scale = round_int8(weight, torch.float32)
-        self._dtype, self._multiply, self._quantize = dtype, w8a8_matmul, quantize_rows
+        return w8a8_matmul(*quantize_rows(x), *self.tensors, self.dtype)
+
+
+class DeviceW4A8(_DeviceLinear):
+    """4-bit weights that stand for int8 ones, and 8-bit rows; row-invariant as it is."""
+
+    __slots__ = ()
+
+    def stored(self, rows: Tensor, format: str) -> tuple[Tensor, ...]:
+        from hspec_kernels.w4a8_matmul import pack_w4a8
+
+        q, *scales = round_two_levels(rows, self.group_size)
+        return pack_w4a8(q), *scales
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self._multiply(*self._quantize(x), self._q, self._scale, self._dtype)
+        from hspec_kernels.quantize_rows import quantize_rows
+        from hspec_kernels.w4a8_matmul import w4a8_matmul
+
+        return w4a8_matmul(*quantize_rows(x), *self.tensors, self.group_size, self.dtype)
+
+    def dequantized(self) -> Tensor:
+        from hspec_kernels.w4a8_matmul import unpack_w4a8
+
+        packed, *scales = self.tensors
+        return expand_two_levels(unpack_w4a8(packed, self.shape[1]), *scales)
 
 
-class DeviceBiased(Stored):
-    """y = inner(x) + bias. The bias is not counted in `nbytes`."""
+class DeviceFp8(_DeviceLinear):
+    """e4m3 weights and rows, a scale for each row of either."""
 
-    __slots__ = ("inner", "bias")
+    __slots__ = ()
 
-    def __init__(self, inner: Stored, bias: Tensor):
-        self.format, self.nbytes = inner.format, inner.nbytes
-        self.shape, self.device = inner.shape, inner.device
-        self.inner, self.bias = inner, bias
+    def __init__(self, weight: Tensor, format: str, dtype: torch.dtype, row_invariant: bool):
+        super().__init__(weight, format, dtype, row_invariant)
+        q, scale = self.tensors
+        self.tensors = q.view(torch.float8_e4m3fn), scale
+
+    def stored(self, rows: Tensor, format: str) -> tuple[Tensor, ...]:
+        q, scale = round_e4m3(rows)
+        # as bytes: not every device joins tensors of e4m3
+        return q.view(torch.uint8), scale
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self.inner(x).add_(self.bias)
+        from hspec_kernels.fp8_matmul import fp8_matmul
+
+        how = {"row_invariant": self.row_invariant}
+        return fp8_matmul(*round_e4m3(x.float()), *self.tensors, self.dtype, **how)
+
+
+_KINDS = {
+    "w16a16": DeviceW16A16,
+    "w8a16": DeviceW8A16,
+    "w8a8": DeviceW8A8,
+    "fp8": DeviceFp8,
+    "w4a16": DeviceW4A16,
+    "w4a8": DeviceW4A8,
+    "w3a16": DeviceWNA16,
+    "w2a16": DeviceWNA16,
+}

@@ -5,6 +5,7 @@ from functools import partial
 import torch
 
 from hspec_kernels.accept_sample_tree import (
+    WALK_WARPS,
     _accept_sample_tree_walk_kernel,
     _accept_sample_tree_weigh_kernel,
     accept_sample_tree,
@@ -72,16 +73,16 @@ def compiled(n: int, V: int, dtype: str) -> list[CompileCase]:
         "V": "i32",
         "inverse_temperature": "fp32",
     }
-    options = {"num_warps": config["num_warps"], "divisible": ("V",)}
     constants = {"N_PAD": n, "BLOCK": config["BLOCK"]}
     weigh = CompileCase(
         name=f"weigh-n{n}-V{V}-{dtype}",
         kernel=_accept_sample_tree_weigh_kernel,
         signature=shared,
         constants=constants,
-        max_registers=120,
+        num_warps=config["num_warps"],
+        divisible=("V",),
+        max_registers=80,
         max_shared_bytes=256,
-        **options,
     )
     walk = CompileCase(
         name=f"walk-n{n}-V{V}-{dtype}",
@@ -95,15 +96,16 @@ def compiled(n: int, V: int, dtype: str) -> list[CompileCase]:
             "S": "i32",
         },
         constants=constants | {"S_PAD": 1 << (S - 1).bit_length()},
-        max_registers=200,
-        max_shared_bytes=4608,
-        **options,
+        num_warps=WALK_WARPS * config["num_warps"],
+        divisible=("V",),
+        max_registers=72,
+        max_shared_bytes=1024,
     )
     return [weigh, walk]
 
 
 COMPILED = [
     *compiled(64, 128256, "fp16"),
-    *compiled(128, 151936, "bf16"),
-    *compiled(1024, 32000, "fp32"),
+    *compiled(256, 151936, "bf16"),
+    *compiled(256, 32000, "fp32"),
 ]

@@ -1,5 +1,7 @@
 """Cases of `tree_expand`."""
 
+from functools import partial
+
 import torch
 
 from hspec_kernels.case import CompileCase, ValueCase
@@ -25,8 +27,9 @@ def make(k: int, level: int, W: int):
         frontier = root_frontier(k, level + 1, "cpu")
         if level:
             scores = (-whole(0, 9, k).float() / 4).sort(descending=True).values
-            seen = torch.randint(2 ** (level * k % 64), (k, W), generator=generator)
-            frontier = Frontier(whole(0, 99, k), whole(0, 99, k), scores, whole(0, k, k), seen)
+            seen = torch.randint(2 ** min(level * k % 64, 62), (k, W), generator=generator)
+            nodes = whole(0, k + (level - 1) * k * k, k)
+            frontier = Frontier(nodes, whole(0, 99, k), scores, whole(0, k, k), seen)
         log_p = (-whole(0, 9, F, k).float() / 4).sort(dim=1, descending=True).values
         return {
             "ids": whole(0, 999, F, k).to(device),
@@ -43,8 +46,8 @@ def with_history(expand):
 
     def run(ids, log_p, frontier, level):
         k = ids.shape[1]
-        zero = torch.zeros(k + level * k * k + 3, dtype=torch.int32, device=ids.device)
-        history = History(zero, zero.float(), zero.clone())
+        new = partial(torch.zeros, k + level * k * k + 3, device=ids.device)
+        history = History(new(dtype=torch.int32), new(), new(dtype=torch.int32))
         return *expand(ids, log_p, frontier, history, level), *history
 
     return run

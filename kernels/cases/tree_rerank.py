@@ -82,4 +82,4 @@ def compiled(bucket: int, max_registers: int) -> CompileCase:
     )
 
 
-COMPILED = [compiled(32, 72), compiled(64, 72), compiled(128, 88), compiled(512, 128)]
+COMPILED = [compiled(32, 80), compiled(64, 80), compiled(128, 88), compiled(256, 96)]

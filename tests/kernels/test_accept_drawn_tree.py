@@ -180,6 +180,8 @@ def test_a_certain_child_that_is_turned_down_by_rounding_leaves_p(op, device):
     logits, q = floats([[-INF, -INF, 0.0, -INF]] * 2, device), floats([[0, 0, 1, 0]] * 2, device)
     options = {"config": {"BLOCK": 2, "num_warps": 1}} if op is accept_drawn_tree else {}
     tree = ids([0, 2], device), ids([-1, 0], device)
+    # no number below 1 turns it down without such rounding
+    options |= {"trusted": True} if op is accept_drawn_tree else {}
     found = op(logits, *tree, floats([0.5, 1.0], device), 1.0, q, **options)
     assert found[1].tolist() == [1] and found[2].tolist() == [2, -1]
 
@@ -239,7 +241,7 @@ def test_neighbours_in_memory_are_neither_read_nor_written(device):
 
 
 def test_what_does_not_fit_is_refused(device):
-    logits, tree, u = torch.zeros(2, 3, device=device), ids([0, 0], device), floats([0, 0], device)
+    logits, tree, u = torch.zeros(2, 3, device=device), ids([-1, 0], device), floats([0, 0], device)
     rows = torch.zeros(2, 3, device=device)
     for match, arguments, max_children in (
         ("logits must be float16 or bfloat16", (logits.double(), tree, tree, u, 1.0, rows), 1),
@@ -247,6 +249,8 @@ def test_what_does_not_fit_is_refused(device):
         ("temperature must be", (logits, tree, tree, u, 0.0, rows), 1),
         (r"p_draft must be \[2, 3\], got \[1, 3\]", (logits, tree, tree, u, 1.0, rows[:1]), 1),
         ("p_draft must be float32, got float16", (logits, tree, tree, u, 1.0, rows.half()), 1),
+        (r"parents\[0\] must be -1\.\.-1, got 1", (logits, tree, tree.abs(), u, 1.0, rows), 1),
+        (r"uniforms\[0\] must be in \[0, 1\)", (logits, tree, tree, u - 1, 1.0, rows), 1),
         (r"max_children must be 1\.\.2, got 3", (logits, tree, tree, u, 1.0, rows), 3),
     ):
         with pytest.raises(ValueError, match=match):

@@ -68,8 +68,10 @@ def test_random_trees_end_as_in_the_cpu_code(device):
 
 
 def test_a_parent_behind_its_child_is_never_followed(device):
-    found = accept_greedy_tree(ids([5, 5, 5], device), ids([1, 2, 1], device), ids([5] * 3, device))
-    assert found[0].tolist() == [0, -1, -1]
+    tree = ids([5, 5, 5], device), ids([1, 2, 1], device), ids([5] * 3, device)
+    with pytest.raises(ValueError, match=r"parents\[0\] must be -1\.\.-1, got 1"):
+        accept_greedy_tree(*tree)
+    assert accept_greedy_tree(*tree, trusted=True)[0].tolist() == [0, -1, -1]
 
 
 def test_neighbours_in_memory_are_neither_read_nor_written(device):

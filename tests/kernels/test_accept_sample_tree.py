@@ -169,8 +169,10 @@ def test_padding_changes_nothing(op, device):
 
 def test_what_lies_outside_the_vocabulary_or_order_is_never_kept(device):
     p = [[0.5, 0.5]] * 4
-    found = run(accept_sample_tree, p, [0, 9999, -1, 0], [-1, 0, 0, 3], [0.0] * 4, device)
-    assert found == ([0], [0])
+    given = p, [0, 9999, -1, 0], [-1, 0, 0, 3], [0.0] * 4, device
+    with pytest.raises(ValueError, match=r"parents\[3\] must be -1\.\.2, got 3"):
+        run(accept_sample_tree, *given)
+    assert run(accept_sample_tree, *given, trusted=True) == ([0], [0])
 
 
 @BOTH
@@ -223,25 +225,28 @@ def test_neighbours_in_memory_are_neither_read_nor_written(device):
 
 
 @pytest.mark.parametrize(
-    "V, block", [(1, 1024), (32768, 1024), (32769, 4096), (131072, 4096), (2**20, 8192)]
+    "V, block", [(1, 1024), (32768, 1024), (32769, 4096), (131072, 4096), (2**20, 4096)]
 )
-def test_the_smallest_block_that_cuts_a_row_into_32_is_chosen(V, block):
+def test_the_smallest_block_that_cuts_a_row_into_32_or_the_largest_is_chosen(V, block):
     assert choose(V)["BLOCK"] == block and choose(V) in CONFIGS
 
 
 def test_what_does_not_fit_is_refused(device):
-    logits, tree, u = torch.zeros(2, 3, device=device), ids([0, 0], device), floats([0, 0], device)
-    many = torch.zeros(1025, 1, device=device)
+    logits, tree, u = torch.zeros(2, 3, device=device), ids([-1, 0], device), floats([0, 0], device)
+    many = torch.zeros(257, 1, device=device)
     for match, arguments in (
         ("logits must be float16 or bfloat16 or float32", (logits.double(), tree, tree, u, 1.0)),
         ("logits must be contiguous", (logits[:, :2], tree, tree, u, 1.0)),
-        (r"n must be 1\.\.1024, got 1025", (many, tree, tree, u, 1.0)),
+        (r"n must be 1\.\.256, got 257", (many, tree, tree, u, 1.0)),
         (r"V must be 1\.\.1048576, got 0", (logits[:, :0].contiguous(), tree, tree, u, 1.0)),
         (r"tokens must be \[2\], got \[1\]", (logits, tree[:1], tree, u, 1.0)),
         ("parents must be int32, got int64", (logits, tree, tree.long(), u, 1.0)),
         ("uniforms must be float32, got float64", (logits, tree, tree, u.double(), 1.0)),
         (r"temperature must be 1e-06\.\.1000000\.0, got 0\.0", (logits, tree, tree, u, 0.0)),
         ("temperature must be", (logits, tree, tree, u, NAN)),
+        (r"parents\[0\] must be -1\.\.-1, got 0", (logits, tree, tree + 1, u, 1.0)),
+        (r"uniforms\[0\] must be in \[0, 1\), got 1\.0", (logits, tree, tree, u + 1, 1.0)),
+        (r"uniforms\[0\] must be in \[0, 1\), got nan", (logits, tree, tree, u + NAN, 1.0)),
     ):
         with pytest.raises(ValueError, match=match):
             accept_sample_tree(*arguments)

@@ -34,7 +34,9 @@ def numbered(device: str, layers: int = 2, capacity: int = 10, dtype=torch.float
 @pytest.mark.parametrize("dtype", [torch.float16, torch.int8], ids=str)
 def test_accepted_rows_are_moved_together(commit, path, n_path, rows, dtype, device):
     storage, kv_len = numbered(device, dtype=dtype), ints(3, device=device)
-    commit(storage, ints(*path, device=device), ints(n_path, device=device), kv_len)
+    # behind the path's end nothing counts, which only a trusted call can ask for
+    options = {"trusted": n_path > len(path)} if commit is kv_commit else {}
+    commit(storage, ints(*path, device=device), ints(n_path, device=device), kv_len, **options)
     wanted = torch.tensor(rows) + torch.tensor([[0], [10]])
     assert torch.equal(storage[:, :, 0, 0].int().cpu(), wanted.int())
     assert (storage == storage[:, :, :1, :1]).all()
@@ -65,13 +67,14 @@ def test_any_bits_are_moved_unchanged(device):
     [
         pytest.param([4, 0], [18, 18], id="a-source-beyond"),  # row 12 does not exist
         pytest.param([1, 0, 0], [19, 18], id="a-target-beyond"),  # nor does row 10
+        pytest.param([-9, 0], [18, 18], id="a-source-before"),  # nor row -1
     ],
 )
 def test_nothing_outside_the_cache_is_written_or_read(path, rows, device):
     large = numbered(device, layers=3)
     before, cache = large.clone(), large[1:2]
     n_path, kv_len = ints(len(path), device=device), ints(8, device=device)
-    kv_commit(cache, ints(*path, device=device), n_path, kv_len)
+    kv_commit(cache, ints(*path, device=device), n_path, kv_len, trusted=True)
     assert torch.equal(large[[0, 2]], before[[0, 2]])
     assert cache[0, :, 0, 0].tolist() == [*range(10, 18), *rows]
 

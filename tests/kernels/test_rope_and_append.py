@@ -130,10 +130,13 @@ def test_nothing_is_stored_outside_the_cache(int8, device, generator):
     given = as_int8(given) if int8 else given
     large = {name: torch.full_like(given[name], 7).repeat(3, *[1] * (given[name].ndim - 1))
              for name in ("kv", "kv_scale") if name in given}  # fmt: skip
-    rope_and_append(**(given | {name: tensor[4:8] for name, tensor in large.items()}))
-    for tensor in large.values():
-        changed = (tensor != 7).flatten(1).any(dim=1)
-        assert changed.nonzero().flatten().tolist() == [7]  # cache row 3; 4 and 5 do not exist
+    cache = {name: tensor[4:8] for name, tensor in large.items()}
+    for kv_len in (3, -1):  # rows 4 and 5 do not exist, nor does row -1
+        given["kv_len"].fill_(kv_len)
+        rope_and_append(**(given | cache), trusted=True)
+        for tensor in large.values():
+            changed = (tensor != 7).flatten(1).any(dim=1)
+            assert changed.nonzero().flatten().tolist() == ([7] if kv_len == 3 else [4, 5, 7])
 
 
 def test_neighbours_of_rows_tables_and_results_stay_out(device, generator):
@@ -157,7 +160,8 @@ def test_beyond_the_table_queries_and_keys_are_zeros(device, generator):
     tables = {name: torch.full((6, 8), torch.nan, device=device) for name in ("cos", "sin")}
     for name, table in tables.items():
         table[:3] = given[name][:3]  # positions 0..2 of 2..4
-    q = rope_and_append(**(given | {name: table[:3] for name, table in tables.items()}))
+    given |= {name: table[:3] for name, table in tables.items()}
+    q = rope_and_append(**given, trusted=True)
     assert q[0].any() and not q[1:].any()
     assert given["kv"][2, :2].any() and not given["kv"][3:5, :2].any()
     assert given["kv"][3:5, 2:].any()  # values are stored

@@ -129,7 +129,8 @@ def test_rows_beyond_the_cache_are_not_read(row_invariant, device, generator):
     large = torch.full((70, 2, 16), torch.nan, dtype=torch.float16, device=device)
     given = inputs(generator, device, T=3, capacity=64, kv_len=63)  # one row fits
     large[:64] = given["kv"]
-    y = tree_attention(given["q"], large[:64], given["kv_len"], row_invariant=row_invariant)
+    given["kv"] = large[:64]
+    y = tree_attention(**given, row_invariant=row_invariant, trusted=True)
     assert y.isfinite().all()
 
 

@@ -1,0 +1,217 @@
+"""Rounds on the device: the rounds of the host's loop, by stages that are the same every time."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from launches import Launches
+from tiny import FAMILIES, make_head, make_model
+
+from hspec_lab.draft import Eagle2Drafter, RefineDrafter
+from hspec_lab.model import Checkpoint
+from hspec_lab.model.fused import FusedHead, FusedTransformer
+from hspec_lab.runtime import DeviceChain, DeviceEagle2, DeviceLevel, DeviceRefine, Memory
+from hspec_lab.runtime.memory import Report
+from hspec_lab.runtime.stage import BUCKETS, Stage, bucket_of
+from hspec_lab.trace import Recorder
+from hspec_lab.verify import Verifier
+
+CAPACITY = 64
+# of twelve tokens a tree holds many, so that some of a random head's are accepted
+TINY = FAMILIES["llama"] | {"head_dim": 16, "vocab_size": 12, "num_hidden_layers": 1}
+TREE = {"tree_size": 10, "depth": 2, "top_k": 4}
+METHODS = ["ar", "chain", "chain of itself", "eagle2", "hierspec", "hierspec of itself", "deeper"]
+
+
+class Pair:
+    """The same decoder twice: its rounds driven by the host, and on the device."""
+
+    def __init__(self, folder: Path, device: str):
+        self.device = device
+        self.models = [self.model(folder / f"m{seed}", seed) for seed in (0, 1)]
+        self.heads = [self.head(model) for model in self.models]
+
+    def model(self, folder: Path, seed: int) -> FusedTransformer:
+        make_model(folder, seed=seed, **TINY)
+        options = {"device": self.device, "dtype": torch.float16, "row_invariant": True}
+        return FusedTransformer(Checkpoint(folder), "w8a16", **options)
+
+    def head(self, model: FusedTransformer) -> FusedHead:
+        folder = model.folder.with_name(model.folder.name + "-eagle2")
+        return FusedHead(Checkpoint(make_head(folder, model.folder)), "w8a16", model)
+
+    def by_host(self, method: str) -> Verifier:
+        def level(i: int, drafter=None, name="target"):
+            rest = {"phase": "verify_target", "temperature": 0.0, "choose": None}
+            return Verifier(self.models[i], drafter, level=name, capacity=CAPACITY, **rest)
+
+        def eagle2(i: int):
+            return Eagle2Drafter(self.heads[i], capacity=CAPACITY, **TREE)
+
+        def refine(i: int, drafter, at_least: int):
+            return RefineDrafter(level(i, drafter, "intermediate"), at_least)
+
+        return level(
+            0,
+            {
+                "ar": lambda: None,
+                "chain": lambda: refine(1, None, 2),
+                "chain of itself": lambda: refine(0, None, 2),
+                "eagle2": lambda: eagle2(0),
+                "hierspec": lambda: refine(1, eagle2(1), 2),
+                "hierspec of itself": lambda: refine(0, eagle2(0), 3),
+                "deeper": lambda: refine(0, refine(1, eagle2(1), 1), 3),
+            }[method](),
+        )
+
+    def on_device(self, method: str, recorder=None) -> DeviceLevel:
+        memory = Memory(CAPACITY, self.device)
+        kept = {} if recorder is None else {"recorder": recorder}
+
+        def level(i: int, drafter=None, name="target", phase="verify_target"):
+            return DeviceLevel(self.models[i], drafter, memory, level=name, phase=phase, **kept)
+
+        def eagle2(i: int):
+            return DeviceEagle2(self.heads[i], memory, **TREE, **kept)
+
+        def chain(i: int):
+            rest = {"draft_len": 2, "level": "intermediate"}
+            return DeviceChain(self.models[i], memory, **rest, **kept)
+
+        def refine(i: int, drafter, at_least: int):
+            return DeviceRefine(level(i, drafter, "intermediate", "verify_intermediate"), at_least)
+
+        return level(
+            0,
+            {
+                "ar": lambda: None,
+                "chain": lambda: chain(1),
+                "chain of itself": lambda: chain(0),
+                "eagle2": lambda: eagle2(0),
+                "hierspec": lambda: refine(1, eagle2(1), 2),
+                "hierspec of itself": lambda: refine(0, eagle2(0), 3),
+                "deeper": lambda: refine(0, refine(1, eagle2(1), 1), 3),
+            }[method](),
+        )
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return Pair(tmp_path_factory.mktemp("models"), device)
+
+
+def steps(decoder, n_rounds: int, prompt=(1, 2, 3)) -> list:
+    with torch.inference_mode():
+        return [decoder.start(list(prompt)), *(decoder.round() for _ in range(n_rounds))]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_rounds_are_those_of_the_hosts_loop(pair, method):
+    wanted, found = pair.by_host(method), pair.on_device(method)
+    for prompt in [(1, 2, 3), (5, 7)]:  # the second finds the memory as the first has left it
+        for ours, theirs in zip(steps(found, 4, prompt), steps(wanted, 4, prompt), strict=True):
+            assert ours.tokens == theirs.tokens
+            assert ours.sources == theirs.sources or "itself" in method
+            assert ours.n_proposed == theirs.n_proposed
+        assert found.tokens == wanted.tokens and found.cache.kv_len == wanted.cache.kv_len
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_device_knows_what_the_host_knows(pair, method):
+    decoder = pair.on_device(method)
+    steps(decoder, 3)
+    level = decoder
+    while True:
+        n = len(level.tokens)
+        assert int(level.state.n_text) == n
+        assert int(level.state.kv_len) == level.cache.kv_len
+        assert level.memory.text[:n].tolist() == level.tokens
+        drafter = level.drafter
+        if isinstance(drafter, DeviceEagle2 | DeviceChain):
+            assert int(drafter.cache.kv_len_on_device) == drafter.cache.kv_len
+        if not isinstance(drafter, DeviceRefine):
+            break
+        level = drafter.level
+
+
+@pytest.mark.parametrize("method", ["ar", "chain of itself", "eagle2", "hierspec of itself"])
+def test_a_stage_launches_the_same_every_time_and_waits_for_nothing(pair, method, monkeypatch):
+    """What a CUDA graph needs: no launch depends on a value, a counter of the host, or a read."""
+    decoder, seen, reads = pair.on_device(method), {}, []
+
+    def run(stage):
+        with Launches() as launches:
+            stage._launches()
+        seen.setdefault(stage, []).append(launches.log)
+
+    read = Report.read
+    monkeypatch.setattr(Report, "read", lambda *what: reads.append(1) or read(*what))
+    with torch.inference_mode():
+        decoder.start([1, 2, 3])
+        monkeypatch.setattr(Stage, "__call__", run)
+        inner_rounds, n_rounds = [], 3
+        if isinstance(decoder.drafter, DeviceRefine):
+            inner = decoder.drafter.level
+            inner_round = inner.round
+            inner.round = lambda: inner_rounds.append(1) or inner_round()
+        for _ in range(n_rounds):
+            decoder.round()
+    assert any(len(logs) > 1 for logs in seen.values())
+    for logs in seen.values():
+        assert logs[0]
+        for log in logs[1:]:
+            assert log == logs[0]
+    assert len(reads) == n_rounds + len(inner_rounds)  # one for each round of each level
+    assert bool(inner_rounds) == method.startswith("hierspec")
+
+
+def test_phases_are_recorded_at_every_level(pair):
+    recorder = Recorder()
+    decoder = pair.on_device("hierspec of itself", recorder)
+    with torch.inference_mode():
+        recorder.start_prompt(0)
+        decoder.start([1, 2, 3])
+        recorder.begin_round(decoder.cache.kv_len)
+        step = decoder.round()
+        recorder.end_round(step.n_proposed, len(step.tokens) - 1, len(step.tokens))
+    spans = recorder.tables()["spans"]
+    in_round = spans[spans["round"] == 0]
+    assert set(zip(in_round["phase"], in_round["level"], strict=True)) == {
+        ("draft", "head"),
+        ("verify_intermediate", "intermediate"),
+        ("accept", "intermediate"),
+        ("kv_commit", "intermediate"),
+        ("verify_target", "target"),
+        ("accept", "target"),
+        ("kv_commit", "target"),
+    }
+    committed = in_round[(in_round["phase"] == "kv_commit") & (in_round["level"] == "target")]
+    assert committed["n_tokens"].tolist() == [len(step.tokens)]
+
+
+def test_logits_without_a_distribution_are_refused(pair):
+    decoder = pair.on_device("ar")
+    steps(decoder, 1)
+    kept = pair.models[0].norm.clone()
+    pair.models[0].norm.fill_(torch.nan)
+    try:
+        with torch.inference_mode(), pytest.raises(ValueError, match="NaN or infinity in the log"):
+            decoder.round()
+    finally:
+        pair.models[0].norm.copy_(kept)
+
+
+def test_rows_are_padded_to_buckets():
+    assert [bucket_of(n) for n in (1, 2, 3, 9, 17, 60, 128, 129, 200)] == [
+        1, 2, 4, 16, 24, 64, 128, 192, 256,
+    ]  # fmt: skip
+    assert all(bucket_of(bucket) == bucket for bucket in BUCKETS)
+
+
+def test_a_level_draws_its_room_from_the_text_it_is_given(pair):
+    with pytest.raises(ValueError, match="a prompt of 64 tokens does not fit a text of 64"):
+        pair.on_device("ar").start(list(range(64)))
