@@ -12,14 +12,15 @@ import torch
 from tokenizers import Tokenizer
 
 from hspec_lab import zoo
-from hspec_lab.config import Chain, Config, Drafting, Eagle2, Refine, split_model
+from hspec_lab.config import Chain, Config, Drafting, Eagle2, Refine, check_format, split_model
 from hspec_lab.draft import Eagle2Drafter, RefineDrafter
 from hspec_lab.model import Checkpoint, EagleHead, Transformer
 from hspec_lab.model.checkpoint import head_tensors, model_tensors
 from hspec_lab.model.eagle import check_head_fits
 from hspec_lab.model.fused import FusedHead, FusedTransformer
-from hspec_lab.model.shape import ROPE_SLACK
-from hspec_lab.model.transformer import check_format
+from hspec_lab.model.shape import ROPE_SLACK, ModelShape
+from hspec_lab.model.transformer import check_format as check_shapes
+from hspec_lab.quant.device import check_device_format, check_device_shape
 from hspec_lab.runtime import DeviceChain, DeviceEagle2, DeviceLevel, DeviceRefine, Memory
 from hspec_lab.runtime.stage import bucket_of
 from hspec_lab.sample import SeededChoose
@@ -33,13 +34,16 @@ def locate(where: str) -> Path:
     return zoo.folder(where[4:]) if where.startswith("zoo:") else Path(where).expanduser()
 
 
-def head_of(draft: Eagle2, model: str) -> tuple[Path, str]:
-    """Folder and format of a draft head; unnamed, it lies beside its model as `<name>-eagle2`."""
+def head_of(draft: Eagle2, model: str, on_kernels: bool = False) -> tuple[Path, str]:
+    """Folder and format of a draft head; unnamed, it lies beside its model as `<name>-eagle2`.
+
+    Unnamed, its weights are as they are in its files: fp32, or 16 bits where kernels run them.
+    """
     if draft.head:
         where, format = split_model(draft.head)
         return locate(where), format
     folder = locate(split_model(model)[0]).resolve()
-    return folder.with_name(folder.name + "-eagle2"), "fp32"
+    return folder.with_name(folder.name + "-eagle2"), "w16a16" if on_kernels else "fp32"
 
 
 def below(level: str) -> str:
@@ -110,10 +114,11 @@ class Models:
         return self._loaded[key]
 
     def head(self, draft: Eagle2, model: str, over: Transformer) -> EagleHead:
-        folder, format = head_of(draft, model)
+        on_kernels = isinstance(over, FusedTransformer)
+        folder, format = head_of(draft, model, on_kernels)
         key = (str(folder), format, id(over))
         if key not in self._loaded:
-            make = FusedHead if isinstance(over, FusedTransformer) else EagleHead
+            make = FusedHead if on_kernels else EagleHead
             self._loaded[key] = make(Checkpoint(folder), format, over)
         return self._loaded[key]
 
@@ -125,7 +130,7 @@ def check(config: Config) -> None:
     models = levels(config)
     folders = [locate(split_model(model)[0]) for model in models]
     for model, folder in zip(models, folders, strict=True):
-        _check_level(model, folder)
+        _check_level(model, folder, config.device)
     for folder in folders[1:]:
         check_same_vocabulary(folders[0], folder)
     if (bottom := _bottom(config)) is not None:
@@ -133,6 +138,8 @@ def check(config: Config) -> None:
         head = Checkpoint(head_of(draft, model)[0])
         head.check(head_tensors(head.shape))
         check_head_fits(head, Checkpoint(locate(split_model(model)[0])))
+        if config.device != "cpu":
+            _check_kernels_head(draft, head.shape, model, config.device)
     if reach(config.draft) > ROPE_SLACK:
         raise ValueError(
             f"the draft reaches {reach(config.draft)} tokens ahead, beyond the cache's "
@@ -140,14 +147,35 @@ def check(config: Config) -> None:
         )
 
 
-def _check_level(model: str, folder: Path) -> None:
+def _check_level(model: str, folder: Path, device: str) -> None:
     checkpoint = Checkpoint(folder)
     shape = checkpoint.shape
     checkpoint.check(model_tensors(shape))
-    check_format(shape, split_model(model)[1])
+    check_storable(shape, split_model(model)[1], device)
     n = n_entries(load_tokenizer(folder))
     if n > shape.vocab:
         raise ValueError(f"{folder}: the tokenizer has {n} entries, the model {shape.vocab}")
+
+
+def check_storable(shape: ModelShape, format: str, device: str) -> None:
+    """ValueError when a model of this shape cannot be stored in `format` on `device`."""
+    check_format(format, device)
+    if device == "cpu":
+        check_shapes(shape, format)
+        return
+    check_device_format(format, device)
+    check_shapes(shape, format, check_device_shape)
+
+
+def _check_kernels_head(draft: Eagle2, shape: ModelShape, model: str, device: str) -> None:
+    """What the kernels that grow trees can hold."""
+    from hspec_kernels.head_topk import MAX_K
+    from hspec_kernels.tree_rerank import MAX_NODES
+
+    check_storable(shape, head_of(draft, model, on_kernels=True)[1], device)
+    for name, most in (("top_k", MAX_K), ("tree_size", MAX_NODES)):
+        if getattr(draft, name) > most:
+            raise ValueError(f"Eagle2: {name} is at most {most} on {device}, got {draft!r}")
 
 
 def check_prompts(config: Config, prompts: Sequence[list[int]]) -> None:

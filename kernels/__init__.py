@@ -6,3 +6,11 @@ Every file has a plain-torch definition `<op>_ref`, a checked wrapper `<op>`, a 
 `CONFIGS` and the kernel itself.  `cases/` says, once for tests, compilation and benchmarks, what
 inputs an operation is tried on and what its compiled form may cost.
 """
+
+try:
+    import triton  # noqa: F401
+except ModuleNotFoundError:
+    raise ImportError(
+        "hspec_kernels needs triton, which is not installed here: "
+        "pip install 'hspec-lab[kernels]' on Linux"
+    ) from None

@@ -29,15 +29,9 @@ import triton.language as tl
 from torch import Tensor
 
 from hspec_kernels._check import check_range, check_tensor
+from hspec_kernels._sampled import HUGE, check_sampling, draw, load_tree, store_sampled
 from hspec_kernels.accept_greedy_tree import as_verdict, entry, first_true, verdict_tensors
-from hspec_kernels.accept_sample_tree import (
-    HUGE,
-    _accept_sample_tree_weigh_kernel,
-    check_sampling,
-    choose,
-    draw,
-    load_tree,
-)
+from hspec_kernels.accept_sample_tree import _accept_sample_tree_weigh_kernel, choose
 
 
 def accept_drawn_tree_ref(
@@ -111,9 +105,8 @@ def accept_drawn_tree(
     for turn in range(max_children):
         _accept_drawn_tree_turn_kernel[(n, S)](*rows, n, V, S, turn, 1 / temperature, **pads)
     _accept_drawn_tree_walk_kernel[(1,)](
-        *rows, uniforms, path, n_path, emitted,
-        n, V, S, max_children, 1 / temperature, **pads,
-    )  # fmt: skip
+        *rows, uniforms, path, n_path, emitted, n, V, S, max_children, 1 / temperature, **pads
+    )
     return path, n_path, emitted
 
 
@@ -247,6 +240,4 @@ def _accept_drawn_tree_walk_kernel(
     )  # fmt: skip
     column, _ = draw(rest, u_in_block, BLOCK)
     emitted = tl.where(i == n_path - 1, block * BLOCK + column, emitted)
-    tl.store(path_ptr + i, tl.where(good, path, -1), mask=i < n)
-    tl.store(n_path_ptr, tl.where(good, n_path, 0))
-    tl.store(emitted_ptr + i, tl.where(good, emitted, -1), mask=i < n)
+    store_sampled(path_ptr, n_path_ptr, emitted_ptr, path, n_path, emitted, good, n, N_PAD)

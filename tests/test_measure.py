@@ -141,7 +141,7 @@ def test_made_up_tensors_are_made_on_their_device(shape):
         (["--model", "zoo:target@w3"], "unknown format 'w3'"),
         (["--model", "zoo:target@w16a16"], "w16a16 has no fast operator on cpu; formats with one"),
         (["--model", "zoo:target", "--repeats", "0"], "repeats must be a whole number >= 1"),
-        (["--model", "zoo:target", "--device", "cuda"], "measured on cpu so far"),
+        (["--model", "zoo:target", "--device", "cuda"], "finds no CUDA device; use cpu"),
         ([], "name at least one model or shape"),
     ],
 )

@@ -132,9 +132,7 @@ class FusedLayer:
             trusted=True,
         )
         # trees are checked where they are made, and `check_room` has looked at the cache
-        y = tree_attention(
-            q, kv, kv_len, ancestors, row_invariant=self.row_invariant, trusted=True
-        )
+        y = tree_attention(q, kv, kv_len, ancestors, row_invariant=self.row_invariant, trusted=True)
         y = self.o(y.flatten(1))
         _, y = rms_norm(y, self.post_norm, self.eps, residual=total, total=total)
         return self.down(silu_mul(self.gate_up(y)))

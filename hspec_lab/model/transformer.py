@@ -20,12 +20,22 @@ from hspec_lab.sample import check_finite
 from hspec_lab.tree import Tree, visible
 
 # the output layer keeps 8 bits in every low-bit format: it is small, and errors there are visible
-HEAD_FORMAT = {"w4a16-g128": "w8a16", "w4a16-g32": "w8a16"}
+HEAD_FORMAT = {
+    "w4a16-g128": "w8a16",
+    "w4a16-g32": "w8a16",
+    "w4a8-g128": "w8a8",
+    "w3a16-g128": "w8a16",
+    "w2a16-g64": "w8a16",
+}
 PREFILL_CHUNK = 512
 
 
-def check_format(shape: ModelShape, format: str) -> None:
-    """ValueError when a model of this shape cannot be stored in `format`."""
+def check_format(shape: ModelShape, format: str, check_shape=check_shape) -> None:
+    """ValueError when a model of this shape cannot be stored in `format`.
+
+    Args:
+        check_shape: (R, C, format) -> None, of the device's linear layers; the CPU's by default.
+    """
     D, h, inner = shape.head_dim, shape.hidden, shape.inner
     for R, C in (
         ((shape.heads + 2 * shape.kv_heads) * D, h),

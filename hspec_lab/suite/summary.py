@@ -1,11 +1,12 @@
 """What a measured suite says: every number to reach, what was got, and where; needs no torch."""
 
 from pathlib import Path
-from typing import NamedTuple
 
 import pandas as pd
 
 from hspec_lab.suite.folder import read_head, read_table
+from hspec_lab.suite.line import Line, as_table, not_measured
+from hspec_lab.suite.summary_models import curves_text, gaps_text, model_lines, rounds_text
 
 # (R, C) of the layers, and the rows, whose numbers are to be reached: measured first
 WANTED_SIZES = ((4096, 14336), (8192, 28672))
@@ -17,15 +18,6 @@ SHOWN_FAILURES = 10
 Tables = dict[str, pd.DataFrame]
 
 
-class Line(NamedTuple):
-    """One number to reach; `met` is None where it was not measured."""
-
-    wanted: str
-    got: str
-    met: bool | None
-    where: str
-
-
 def as_text(folder: Path | str) -> str:
     """What a folder's tables say, as plain text with Markdown tables.
 
@@ -33,17 +25,26 @@ def as_text(folder: Path | str) -> str:
         ValueError: the folder holds no suite, or a file of it is damaged.
     """
     head = read_head(Path(folder))
-    tables = {name: read_table(Path(folder), name) for name in ("kernels_right", "matmuls")}
+    names = ("kernels_right", "ceilings", "matmuls", "rounds", "curves", "gaps")
+    tables = {name: read_table(Path(folder), name) for name in names}
     tables = {name: table for name, table in tables.items() if table is not None}
-    ceilings = read_table(Path(folder), "ceilings")
     unfinished = {name for name, n in head.get("items", {}).items() if n["done"] < n["all"]}
-    found = lines(tables, unfinished)
-    sections = [_conditions(head), _verdicts(found), _failures(tables), _ratios(tables)]
-    return "\n\n".join(section for section in (*sections, _ceilings(ceilings)) if section)
+    found = lines(tables, unfinished) + model_lines(tables.get("curves"), tables.get("rounds"))
+    sections = [
+        _conditions(head),
+        _verdicts(found),
+        _failures(tables),
+        rounds_text(tables.get("rounds")),
+        curves_text(tables.get("curves")),
+        gaps_text(tables.get("gaps")),
+        _ratios(tables),
+        _ceilings(tables.get("ceilings")),
+    ]
+    return "\n\n".join(section for section in sections if section)
 
 
 def lines(tables: Tables, unfinished: set[str] = frozenset()) -> list[Line]:
-    """Every number to reach.
+    """Every number to reach with single kernels.
 
     Args:
         tables: `kernels_right` and `matmuls`, those that there are.
@@ -66,7 +67,7 @@ def _right(table: pd.DataFrame | None) -> Line:
     wanted, where = "every kernel equals its definition", "kernels_right"
     tried = None if table is None else table["ok"].dropna()
     if tried is None or not len(tried):
-        return _not_measured(wanted, where)
+        return not_measured(wanted, where)
     n, unfit = int(tried.sum()), len(table) - len(tried)
     cannot = f", {unfit} cannot run on this device" if unfit else ""
     return Line(wanted, f"{n} of {len(tried)}{cannot}", n == len(tried), where)
@@ -76,7 +77,7 @@ def _of_read(table: pd.DataFrame | None, size: tuple[int, int]) -> Line:
     wanted = f"w4a16, one row: >= {OF_READ:.0%} of reading the same bytes"
     row = _row(table, size, 1, "w4a16")
     if row is None or pd.isna(row["of_read"]):
-        return _not_measured(wanted, _named(size), row)
+        return not_measured(wanted, _named(size), row)
     got = f"{row['of_read']:.1%} ({row['time_us']:.1f} us, {row['gb_per_s']:.0f} GB/s)"
     return Line(wanted, got, bool(row["of_read"] >= OF_READ), _named(size))
 
@@ -87,7 +88,7 @@ def _growth(table: pd.DataFrame | None, size: tuple[int, int], rows: int) -> Lin
     one, many = (_row(table, size, n, "w4a16") for n in (1, rows))
     for row in (one, many):
         if row is None or pd.isna(row["time_us"]):
-            return _not_measured(wanted, _named(size), row)
+            return not_measured(wanted, _named(size), row)
     ratio = many["time_us"] / one["time_us"]
     got = f"{ratio:.2f} ({one['time_us']:.1f} to {many['time_us']:.1f} us)"
     return Line(wanted, got, bool(ratio <= most), _named(size))
@@ -100,17 +101,12 @@ def _against_int4(table: pd.DataFrame | None) -> Line:
     if not len(pairs):
         theirs = None if table is None else table[table["contender"] == "torch_int4"]
         row = theirs.iloc[0] if theirs is not None and len(theirs) else None
-        return _not_measured(wanted, "all layers", row)
+        return not_measured(wanted, "all layers", row)
     worst = pairs.loc[pairs["ratio"].idxmin()]
     slowest = 1 / worst["ratio"]
     at = f"{worst['shape']}, {worst['rows']} rows"
     got = f"at most {slowest:.2f} of its time, over {len(pairs)} measured; worst at {at}"
     return Line(wanted, got, bool(slowest <= 1), "all layers")
-
-
-def _not_measured(wanted: str, where: str, row=None) -> Line:
-    why = f": {row['note']}" if row is not None and row["note"] else ""
-    return Line(wanted, f"not measured{why}", None, where)
 
 
 def _named(size: tuple[int, int]) -> str:
@@ -153,7 +149,7 @@ def _conditions(head: dict) -> str:
 def _verdicts(found: list[Line]) -> str:
     words = {True: "met", False: "MISSED", None: "open"}
     rows = [[line.wanted, line.got, words[line.met], line.where] for line in found]
-    return _table(["wanted", "got", "verdict", "where"], rows)
+    return as_table(["wanted", "got", "verdict", "where"], rows)
 
 
 def _failures(tables: Tables) -> str:
@@ -166,7 +162,7 @@ def _failures(tables: Tables) -> str:
         for _, row in failed.head(SHOWN_FAILURES).iterrows()
     ]
     title = f"Kernels that were wrong or failed ({len(failed)}, the first {len(rows)} here):"
-    return f"{title}\n\n" + _table(["operation", "case", "dtype", "error", "note"], rows)
+    return f"{title}\n\n" + as_table(["operation", "case", "dtype", "error", "note"], rows)
 
 
 def _ratios(tables: Tables) -> str:
@@ -190,7 +186,7 @@ def _ratios(tables: Tables) -> str:
         for n, row in zip(medians.index, medians.to_numpy(), strict=True)
     ]
     title = "Times over those of w4a16, median of the layers (row_invariant: what it costs):"
-    return f"{title}\n\n" + _table(["rows", *medians.columns], rows)
+    return f"{title}\n\n" + as_table(["rows", *medians.columns], rows)
 
 
 def _ceilings(table: pd.DataFrame | None) -> str:
@@ -205,9 +201,4 @@ def _ceilings(table: pd.DataFrame | None) -> str:
         size = f"{n_bytes / 1e6:.0f} MB" if n_bytes else ""
         rate = f"{best['rate']:.0f} {best['unit']}" if best["unit"] else ""
         rows.append([what, size, f"{best['time_us']:.2f} us", rate])
-    return "Ceilings:\n\n" + _table(["what", "size", "time", "rate"], rows)
-
-
-def _table(columns: list[str], rows: list[list[str]]) -> str:
-    ruled = [columns, ["---"] * len(columns), *rows]
-    return "\n".join(f"| {' | '.join(row)} |" for row in ruled)
+    return "Ceilings:\n\n" + as_table(["what", "size", "time", "rate"], rows)
