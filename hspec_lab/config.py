@@ -110,12 +110,17 @@ class Refine:
 
     `sampling` only matters at temperature > 0: "sample" lets the model draw its tokens and hand up
     the distributions they came from, "greedy" lets it propose its most likely ones.
+
+    `tree_size` makes a narrow tree of the sequence: rows that are left up to so many, the root
+    included, offer the model's second choices where it was least sure.  Kernels work in tiles of
+    16 rows, so up to 16 cost what the sequence costs.  None: the sequence alone, as published.
     """
 
     model: str
     draft: "Drafting"
     at_least: int = 6
     sampling: str = "sample"
+    tree_size: int | None = None
 
     def __post_init__(self):
         split_model(self.model)
@@ -124,6 +129,8 @@ class Refine:
             raise ValueError(f"Refine: draft must be Eagle2, Chain or Refine, got {self.draft!r}")
         if self.sampling not in ("sample", "greedy"):
             raise ValueError(f"Refine: sampling must be sample or greedy, got {self.sampling!r}")
+        if self.tree_size is not None:
+            _at_least_one("Refine", "tree_size", self.tree_size, MAX_TREE_SIZE)
 
 
 Drafting = Eagle2 | Chain | Refine
@@ -160,10 +167,23 @@ class Config:
         if type(heat) not in (int, float) or not (heat == 0 or 1e-3 <= heat <= 10):
             raise ValueError(f"temperature must be 0 (greedy) or 0.001 .. 10, got {heat!r}")
         object.__setattr__(self, "temperature", float(heat))
+        if heat and any(value.tree_size and value.sampling == "sample" for value in self._refines):
+            raise ValueError(
+                "Refine: tree_size offers second choices, which are not drawn; at temperature "
+                f'{heat:g} it needs sampling="greedy"'
+            )
         if type(self.seed) is not int or not 0 <= self.seed < 2**63:
             raise ValueError(f"seed must be a whole number 0 .. 2**63 - 1, got {self.seed!r}")
         if not isinstance(self.row_invariant, bool):
             raise ValueError(f"row_invariant must be True or False, got {self.row_invariant!r}")
+
+    @property
+    def _refines(self) -> list[Refine]:
+        found, draft = [], self.draft
+        while isinstance(draft, Refine):
+            found.append(draft)
+            draft = draft.draft
+        return found
 
     @property
     def format(self) -> str:

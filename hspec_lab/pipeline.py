@@ -77,7 +77,10 @@ def tree_rows(draft: Drafting | None) -> int:
     """Cache rows a level needs for the proposals of its drafter."""
     if draft is None:
         return 2
-    return draft.tree_size if isinstance(draft, Eagle2) else reach(draft)
+    if isinstance(draft, Eagle2):
+        return draft.tree_size
+    narrow = draft.tree_size if isinstance(draft, Refine) else None
+    return max(reach(draft), narrow or 0)
 
 
 class Models:
@@ -283,7 +286,7 @@ class _Builder:
         inner = self.verifier(
             draft.model, draft.draft, level, "verify_intermediate", draft.sampling == "sample"
         )
-        return RefineDrafter(inner, at_least=draft.at_least)
+        return RefineDrafter(inner, at_least=draft.at_least, tree_size=draft.tree_size)
 
 
 # rows behind the longest text of any device-held decoder, so that caches of all methods are equally

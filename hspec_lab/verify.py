@@ -10,14 +10,22 @@ last token and the bonus), the round runs them as a path and emits one token wit
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from hspec_lab.accept import Proposal, accept
+from hspec_lab.accept import Proposal, Verdict, accept
 from hspec_lab.sample import Choose
 from hspec_lab.trace import NO_RECORDER
 from hspec_lab.tree import chain
+
+
+class Second(NamedTuple):
+    """What a model would have emitted second, and by how much less likely (in logits)."""
+
+    token: int
+    margin: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +37,14 @@ class Step:
         sources: which level thought of each.
         n_proposed: nodes on offer, the root not counted.
         p_model: fp32 [len(tokens), V], the distributions they follow; None if greedy.
+        seconds: the second choice behind each emitted token, where they are kept.
     """
 
     tokens: list[int]
     sources: list[str]
     n_proposed: int
     p_model: Tensor | None
+    seconds: list[Second] = ()
 
 
 class Verifier:
@@ -66,6 +76,7 @@ class Verifier:
         self.model, self.drafter, self.recorder = model, drafter, recorder
         self.level, self.phase = level, phase
         self.temperature, self.choose, self.sampling = temperature, choose, sampling
+        self.second_choices = False  # whether steps say what would have been emitted second
         self.cache = model.new_cache(capacity)
         # feature i belongs to token i; the drafter is told from here what it does not know yet
         self.features = torch.zeros(capacity, model.shape.hidden, device=model.device)
@@ -102,7 +113,8 @@ class Verifier:
             self._commit(verdict.path, features)
         self._tell_drafter(verdict.tokens)
         sources = [proposal.sources[node] for node in verdict.path[1:]] + [self.level]
-        return Step(verdict.tokens, sources, len(tree) - 1, verdict.p_model)
+        seconds = self._seconds(logits, verdict)
+        return Step(verdict.tokens, sources, len(tree) - 1, verdict.p_model, seconds)
 
     def rollback(self, n_tokens: int) -> None:
         """Cut the text to its first `n_tokens` tokens, here and on the levels below."""
@@ -133,7 +145,20 @@ class Verifier:
         """The token behind one row of logits, [1, V]."""
         root = Proposal(chain([0]), [""])
         verdict = accept(root, logits, self.temperature, self.choose, self.sampling)
-        return Step(verdict.tokens, [self.level], 0, verdict.p_model)
+        return Step(
+            verdict.tokens, [self.level], 0, verdict.p_model, self._seconds(logits, verdict)
+        )
+
+    def _seconds(self, logits: Tensor, verdict: Verdict) -> list[Second]:
+        if not self.second_choices:
+            return []
+        rows = logits[verdict.path]
+        emitted = torch.tensor(verdict.tokens, device=rows.device)[:, None]
+        first = rows.gather(1, emitted)
+        rest = rows.scatter(1, emitted, -torch.inf)
+        tokens = rest.argmax(dim=-1, keepdim=True)
+        margins = first - rest.gather(1, tokens)
+        return list(map(Second, tokens.flatten().tolist(), margins.flatten().tolist()))
 
     def _commit(self, path: list[int], features: Tensor) -> None:
         start = self.cache.kv_len

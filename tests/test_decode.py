@@ -1,6 +1,7 @@
 """Decoding: every method gives plain decoding's text, and sampling the target's distribution."""
 
 import itertools
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -56,6 +57,11 @@ def drafts(root):
         "hierspec-short": Refine(middle, tree, at_least=1),
         "hierspec-of-chain": Refine(middle, Chain(small, draft_len=3), at_least=4),
         "three-levels": Refine(middle, Refine(small, tree, at_least=3), at_least=5),
+        "narrow-tree": Refine(middle, tree, at_least=4, tree_size=16),
+        "narrow-tree-too-small-for-leaves": Refine(middle, tree, at_least=6, tree_size=3),
+        "narrow-trees-on-two-levels": Refine(
+            middle, Refine(small, tree, at_least=3, tree_size=7), at_least=5, tree_size=16
+        ),
         "the-target-drafts-for-itself": Chain(str(root / "target"), draft_len=7),
         "refined-by-the-target-itself": Refine(str(root / "target"), tree, at_least=4),
     }
@@ -83,6 +89,44 @@ def test_every_method_gives_the_plain_greedy_text(name, zoo):
         assert all(item.n_accepted == item.n_proposed for item in rounds if not item.finished)
 
 
+def test_a_narrow_tree_offers_second_choices_where_the_model_was_least_sure(zoo):
+    models, middle = Models(), str(zoo / "middle")
+    settings = {"target": str(zoo / "target"), "threads": 1, "max_new_tokens": 40}
+    draft = Refine(middle, Eagle2(tree_size=12, depth=3, top_k=4), at_least=4, tree_size=8)
+    verifier = build(Config(draft=draft, **settings), models, 4)
+    alone = models.transformer(middle, False, "cpu")
+    with torch.inference_mode():
+        verifier.start([3, 1, 4, 1])
+        for _ in range(4):
+            proposal, text = verifier.drafter.propose(), list(verifier.tokens)
+            tree = proposal.tree
+            n = next((i for i in range(1, len(tree)) if tree.parents[i] != i - 1), len(tree))
+            assert len(tree) == max(n, 8) and n > 4
+            # the model itself, asked again over text and chain
+            logits = alone.logits(alone.read(text + tree.tokens[1:n], alone.new_cache(80)))
+            two = logits[len(text) - 1 : len(text) + n - 2].topk(2)
+            assert two.indices[:, 0].tolist() == tree.tokens[1:n]
+            margins = two.values[:, 0] - two.values[:, 1]
+            least = margins.argsort(stable=True)[: len(tree) - n].tolist()
+            assert tree.parents[n:] == least
+            assert tree.tokens[n:] == two.indices[least, 1].tolist()
+            with patch.object(verifier.drafter, "propose", return_value=proposal):
+                verifier.round()
+
+
+def test_second_choices_raise_what_a_round_emits(zoo):
+    settings = {"prompts": PROMPTS, "max_new_tokens": 60, "threads": 1}
+    emitted = {}
+    for size in (None, 16):
+        tree = Eagle2(tree_size=12, depth=3, top_k=4)
+        draft = Refine(str(zoo / "middle"), tree, at_least=4, tree_size=size)
+        config = Config(target=str(zoo / "target"), draft=draft, **settings)
+        _, session = outputs(config, Models())
+        rounds = [item for rounds in session.rounds.values() for item in rounds[1:]]
+        emitted[size] = sum(item.n_emitted for item in rounds) / len(rounds)
+    assert emitted[16] > emitted[None]
+
+
 def test_levels_of_a_deep_hierarchy_have_names_of_their_own(zoo):
     draft = Chain(str(zoo / "small"), draft_len=1)
     for _ in range(3):
@@ -106,7 +150,7 @@ def test_the_random_zoo_accepts_and_rejects(zoo):
 
 
 @pytest.mark.parametrize("format", CPU_FORMATS)
-@pytest.mark.parametrize("name", ["chain", "eagle2", "hierspec"])
+@pytest.mark.parametrize("name", ["chain", "eagle2", "hierspec", "narrow-tree"])
 def test_row_invariant_text_is_equal_at_every_format(name, format, zoo):
     models = Models()
     settings = {"prompts": PROMPTS[:2], "max_new_tokens": 40, "threads": 1, "row_invariant": True}
@@ -221,6 +265,13 @@ SAMPLED = {
         Eagle2(tree_size=3, depth=2, top_k=2),
         at_least=2,
         sampling="greedy",
+    ),
+    "narrow-tree": lambda root: Refine(
+        str(root / "middle"),
+        Eagle2(tree_size=3, depth=2, top_k=2),
+        at_least=1,
+        sampling="greedy",
+        tree_size=5,
     ),
     "three-levels": lambda root: Refine(
         str(root / "middle"), Chain(str(root / "small"), draft_len=1), at_least=1

@@ -93,18 +93,6 @@ def test_an_old_device_computes_the_same_product(device, old_device, generator):
         assert rms_ratio(fp8_matmul(**case), fp8_matmul_ref(**case)) < 2e-4
 
 
-@ROWS
-@pytest.mark.parametrize("C", [384, 2048], ids=["one split", "splits"])
-def test_a_row_has_the_same_bits_alone_and_among_others(narrow, C, device, generator, request):
-    if narrow:
-        request.getfixturevalue("need_e4m3")
-    case = make(64, 64, C, narrow, row_invariant=True)(generator, device, torch.float16)
-    together = fp8_matmul(**case)
-    for n in (1, 2, 33):
-        some = {k: case[k][:n] for k in ("x", "x_scale") if case[k] is not None}
-        assert torch.equal(fp8_matmul(**case | some), together[:n])
-
-
 def test_row_invariant_tiles_do_not_follow_the_number_of_rows():
     for R, C in ((4096, 4096), (28672, 8192), (1024, 28672)):
         assert len({choose(T, R, C, row_invariant=True) for T in range(1, 129)}) == 1

@@ -59,14 +59,6 @@ def test_bfloat16_rows_equal_the_definition(device, generator):
         assert torch.equal(ours, wanted)
 
 
-def test_a_row_has_the_same_bits_alone_and_among_others(device, generator):
-    x = make(64, 1031)(generator, device, torch.float16)["x"]
-    q, scale = quantize_rows(x)
-    for n in (1, 2, 17):
-        some_q, some_scale = quantize_rows(x[:n])
-        assert torch.equal(some_q, q[:n]) and torch.equal(some_scale, scale[:n])
-
-
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: str(config.block_c))
 def test_the_block_is_the_smallest_that_holds_a_row(config):
     assert choose(config.block_c) == config

@@ -115,7 +115,8 @@ def test_more_rows_than_a_launch_takes_are_computed_as_apart(operation, kind, re
 @pytest.fixture(params=[False, True], ids=["half", "int8"])
 def appended(request, device, generator):
     """What `rope_and_append` makes of some of many rows: queries, cache rows and their scales."""
-    given = rope(MANY, 1, 1, 16, 5, norm=True, int8=request.param)(generator, device, torch.float16)
+    make = rope(PREFILL_CHUNK + 9, 1, 1, 16, 5, norm=True, int8=request.param)
+    given = make(generator, device, torch.float16)
 
     def of(rows: slice) -> tuple[torch.Tensor, ...]:
         cache = {name: given[name].clone() for name in ("kv", "kv_scale") if name in given}
@@ -131,8 +132,9 @@ def test_a_row_is_rotated_and_stored_alike_among_any_number_of_rows(appended):
 
 
 def test_more_rows_than_a_prompts_part_are_rotated_as_apart(appended):
-    together = appended(slice(0, MANY))
-    for rows in (slice(0, 1), slice(1020, MANY)):
+    end = PREFILL_CHUNK + 9
+    together = appended(slice(0, end))
+    for rows in (slice(0, 1), slice(PREFILL_CHUNK - 3, end)):
         assert_same(appended(rows), together, rows)
 
 

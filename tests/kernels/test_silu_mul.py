@@ -24,12 +24,6 @@ def test_each_row_has_its_own_gates(gated, device):
     assert gated(gate_up).tolist() == [[80], [160], [0]]
 
 
-def test_a_row_has_the_same_bits_alone(device, generator):
-    gate_up = torch.randn(5, 2000, generator=generator).to(HALF).to(device)
-    alone = torch.cat([silu_mul(gate_up[t : t + 1]) for t in range(5)])
-    assert torch.equal(silu_mul(gate_up), alone)
-
-
 def test_neighbours_of_every_tensor_are_left_alone(device, generator):
     gate_up = torch.full((4, 10), torch.nan, dtype=HALF, device=device)
     gate_up[1:3] = torch.randn(2, 10, generator=generator)

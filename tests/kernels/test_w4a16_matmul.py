@@ -44,15 +44,6 @@ def inputs(T, R, C, G, device, generator, **options):
     return made | options
 
 
-@pytest.mark.parametrize("R,C", [(70, 256), (64, 4096)], ids=["one split", "splits"])
-def test_a_row_has_the_same_bits_alone_and_among_others(R, C, device, generator):
-    whole = inputs(64, R, C, 128, device, generator, row_invariant=True)
-    together = w4a16_matmul(**whole)
-    for n in (1, 2, 17):
-        some = w4a16_matmul(**whole | {"x": whole["x"][:n].contiguous()})
-        assert torch.equal(some, together[:n])
-
-
 def test_row_invariant_tiles_do_not_follow_the_number_of_rows():
     for R, C in ((4096, 4096), (57344, 8192), (10240, 8192)):
         assert len({choose(T, R, C, row_invariant=True) for T in range(1, 129)}) == 1

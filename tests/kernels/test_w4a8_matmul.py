@@ -84,15 +84,6 @@ def test_all_zeros_up_to_127_are_subtracted_exactly(multiply, device):
     assert y[0].tolist() == [72.0 * (5 - z) for z in range(128)]
 
 
-@pytest.mark.parametrize("R,C,G", [(70, 256, 128), (64, 2100, 2100)], ids=["one", "splits"])
-def test_a_row_has_the_same_bits_alone_and_among_others(R, C, G, device, generator):
-    whole = make(64, R, C, G)(generator, device, torch.float16)
-    together = w4a8_matmul(**whole)
-    for n in (1, 2, 17):
-        some = w4a8_matmul(**whole | {k: whole[k][:n] for k in ("xq", "x_scale")})
-        assert torch.equal(some, together[:n])
-
-
 @pytest.mark.parametrize("block_t", [16, 32, 64])
 @pytest.mark.parametrize("splits", [1, 4])
 def test_every_tile_shape_gives_the_same_bits(block_t, splits, device, generator):

@@ -48,15 +48,6 @@ def test_the_largest_sum_of_all_still_fits(multiply, device):
     assert y.item() == 2048.0  # 2**14 * (2**17 - 1) / 2**20, rounded
 
 
-@pytest.mark.parametrize("R,C", [(70, 256), (64, 2100)], ids=["one split", "splits"])
-def test_a_row_has_the_same_bits_alone_and_among_others(R, C, device, generator):
-    whole = make(64, R, C)(generator, device, torch.float16)
-    together = w8a8_matmul(**whole)
-    for n in (1, 2, 17):
-        some = w8a8_matmul(**whole | {k: whole[k][:n] for k in ("xq", "x_scale")})
-        assert torch.equal(some, together[:n])
-
-
 @pytest.mark.parametrize(
     "config", [c for c in CONFIGS if c.splits in (1, 8)], ids=lambda c: f"t{c.block_t}-s{c.splits}"
 )

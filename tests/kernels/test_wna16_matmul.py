@@ -105,14 +105,6 @@ def test_fp16_stays_within_two_roundings_of_a_weight(bits, zeros, device, genera
     assert rms_ratio(wna16_matmul(**case, config=ONE), wna16_matmul_ref(**case)) < 6e-4
 
 
-@pytest.mark.parametrize("bits,C", [(8, 256), (3, 512), (2, 256), (2, 2048)])
-def test_a_row_has_the_same_bits_alone_and_among_others(bits, C, device, generator):
-    whole = make(64, 64, C, bits, 64, row_invariant=True)(generator, device, torch.float16)
-    together = wna16_matmul(**whole)
-    for n in (1, 2, 33):
-        assert torch.equal(wna16_matmul(**whole | {"x": whole["x"][:n]}), together[:n])
-
-
 def test_row_invariant_tiles_do_not_follow_the_number_of_rows():
     for R, C in ((4096, 4096), (28672, 8192), (1024, 28672)):
         for bits in (8, 3, 2):
