@@ -1,12 +1,14 @@
 """Accept as many tokens as were accepted elsewhere: a verdict for made-up weights.
 
-    n = min(lengths[cursor], n_nodes),   path = 0, S, 2 S, ...,   cursor moves on, round and round
+    n = min(|lengths[cursor]|, n_nodes),   path = 0, S, 2 S, ...,   cursor moves on, round and round
+    lengths[cursor] < 0:  the last node is the one behind it instead
     emitted = tokens[path[1]], tokens[path[2]], ..., best[path[n - 1]]
 
 A model with real shapes and random weights costs what the real one costs, but agrees with nobody.
 To time whole rounds of it, the number of accepted tokens is read from a recorded list, and all that
 follows a verdict (moving cache rows, roll-back, the next draft) happens as if it had been found.
-Which nodes are kept does not matter for that, only that a tree's are not the first ones.
+Which nodes are kept does not matter for that, only that a tree's are not the first ones; and of a
+narrow tree whether the last one is, or a rival: a negative length says so.
 
     reference   replay_verdict_ref   plain torch, any device; the definition
     kernel      replay_verdict       Triton, CUDA (or CPU under TRITON_INTERPRET=1)
@@ -40,9 +42,12 @@ def replay_verdict_ref(
     """Same contract as `replay_verdict`, written to be read rather than to be fast."""
     size, at = len(tokens), int(cursor)
     fits = (min(int(n_nodes), size) - 1) // stride + 1
-    n = max(1, min(int(lengths[at]), fits))
+    length = int(lengths[at])
+    n = max(1, min(abs(length), fits))
     cursor.fill_((at + 1) % len(lengths))
     path = [stride * i for i in range(n)]
+    if length < 0 and n > 1 and path[-1] + 1 < min(int(n_nodes), size):
+        path[-1] += 1
     emitted = [int(tokens[node]) for node in path[1:]] + [int(best[path[-1]])]
     fill = [NOTHING] * (size - n)
     new = partial(torch.tensor, dtype=torch.int32, device=tokens.device)
@@ -64,7 +69,8 @@ def replay_verdict(
     Args:
         tokens: int32 [n], the proposed nodes' tokens; n is 1..1024.
         best: int32 [n], the verifying model's most likely next token behind each node.
-        lengths: int32 [N], emitted tokens of recorded rounds, in order; each counts as at least 1.
+        lengths: int32 [N], emitted tokens of recorded rounds, in order, each at least 1; negative
+            where the last accepted one was a rival.
         cursor: int32 [1], 0..N-1, whose turn it is; moved on.
         n_nodes: int32 [1], nodes that are not padding, 1..n.
         stride: S; 1 for a path.
@@ -112,12 +118,16 @@ def _replay_verdict_kernel(
     i = tl.arange(0, BLOCK)
     cursor = tl.maximum(tl.minimum(tl.load(cursor_ptr), N - 1), 0)
     n_nodes = tl.maximum(tl.minimum(tl.load(n_nodes_ptr), n), 1)
-    n_path = tl.minimum(tl.load(lengths_ptr + cursor), (n_nodes - 1) // stride + 1)
-    n_path = tl.maximum(n_path, 1)
+    length = tl.load(lengths_ptr + cursor)
+    n_path = tl.maximum(tl.minimum(tl.abs(length), (n_nodes - 1) // stride + 1), 1)
     last = n_path - 1
-    accepted = tl.load(tokens_ptr + (i + 1) * stride, mask=i < last, other=NOTHING)
-    own = tl.load(best_ptr + i * stride, mask=i == last, other=NOTHING)
-    tl.store(path_ptr + i, tl.where(i < n_path, i * stride, NOTHING), mask=i < n)
+    has_rival = (length < 0) & (last > 0) & (last * stride + 1 < n_nodes)
+    beside = tl.where(has_rival, 1, 0)
+    node = i * stride + tl.where(i == last, beside, 0)
+    behind = (i + 1) * stride + tl.where(i + 1 == last, beside, 0)
+    accepted = tl.load(tokens_ptr + behind, mask=i < last, other=NOTHING)
+    own = tl.load(best_ptr + node, mask=i == last, other=NOTHING)
+    tl.store(path_ptr + i, tl.where(i < n_path, node, NOTHING), mask=i < n)
     tl.store(emitted_ptr + i, tl.where(i == last, own, accepted), mask=i < n)
     tl.store(n_path_ptr, n_path)
     tl.store(cursor_ptr, (cursor + 1) % N)

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
+import pandas as pd
+
 from hspec_lab.store import read_run
 
-# a verification of so few tokens is a catch-up: nothing was drafted
-_CATCH_UP = 2
+# a verification of so many tokens is a catch-up: nothing was drafted
+CATCH_UP = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +23,8 @@ class Accepted:
 
     Attributes:
         source: where they come from, as figures say it.
-        target: of the target's rounds; one longer than a draft means all of it, and the bonus.
+        target: of the target's rounds; one longer than a draft means all of it, and the bonus,
+            a negative one that a narrow tree's rival was the last kept token.
         intermediate: of the intermediate model's; empty where there is none.
     """
 
@@ -38,15 +41,43 @@ def of_run(folder: Path) -> Accepted:
     """
     head, tables = read_run(folder)
     rounds, spans = tables["rounds"], tables["spans"]
-    target = rounds.loc[~rounds["warmup"], "n_emitted"].tolist()
-    if not target:
+    rounds = rounds[~rounds["warmup"]]
+    if not len(rounds):
         raise ValueError(f"{folder}: the run has no rounds to replay")
-    inner = spans[(spans["level"] == "intermediate") & ~spans["warmup"] & (spans["round"] >= 0)]
-    verified = inner.loc[inner["phase"] == "verify_intermediate", "n_tokens"].tolist()
-    committed = inner.loc[inner["phase"] == "kv_commit", "n_tokens"].tolist()
-    drafted = [n for rows, n in zip(verified, committed, strict=False) if rows > _CATCH_UP]
     source = f"replayed from {head['method']} run {Path(folder).name}"
-    return Accepted(source, target, drafted)
+    inner = spans[(spans["level"] == "intermediate") & ~spans["warmup"] & (spans["round"] >= 0)]
+    if not (inner["phase"] == "verify_intermediate").any():
+        return Accepted(source, rounds["n_emitted"].tolist(), [])
+    target, intermediate = [], []
+    for _, prompt in rounds.groupby("prompt", sort=False):
+        own = inner[inner["prompt"] == prompt["prompt"].iloc[0]]
+        lengths, drafted = _of_hierarchy(prompt, own)
+        target += lengths
+        intermediate += drafted
+    return Accepted(source, target, intermediate)
+
+
+def _of_hierarchy(rounds: pd.DataFrame, spans: pd.DataFrame) -> tuple[list[int], list[int]]:
+    """One prompt's lengths; a target's round that ended with a rival is negative.
+
+    The intermediate model catches up on two tokens after a round that kept its whole draft, or
+    whose last kept token was none of its first choices.
+    """
+    verified = spans[spans["phase"] == "verify_intermediate"].groupby("round")["n_tokens"]
+    committed = spans[spans["phase"] == "kv_commit"].groupby("round")["n_tokens"]
+    rows = {n: found.tolist() for n, found in verified}
+    kept = {n: found.tolist() for n, found in committed}
+    lengths, drafted, first = [], [], 1  # one token is drafted with the prompt
+    for number, n_emitted in zip(rounds["round"], rounds["n_emitted"], strict=True):
+        inner = list(zip(rows.get(number, []), kept.get(number, []), strict=True))
+        drafts = [n for width, n in inner if width > CATCH_UP]
+        n_drafted = first + len(inner) - len(drafts) + sum(drafts)
+        follows = rows.get(number + 1, [0])
+        rival = follows[0] == CATCH_UP and n_emitted <= n_drafted
+        lengths.append(-n_emitted if rival else n_emitted)
+        drafted += drafts
+        first = 0
+    return lengths, drafted
 
 
 def of_zoo(method: str) -> Accepted:

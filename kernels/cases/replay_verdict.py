@@ -58,6 +58,9 @@ VALUES = [
         (24, 24, 5, 2),
         (33, 30, 99, 2),
         (8, 5, 0, 1),  # a round emits one token at least
+        (16, 16, -4, 1),
+        (16, 4, -9, 1),  # no node is left for a rival
+        (16, 16, -1, 1),
     )
 ]
 

@@ -28,6 +28,17 @@ def test_lengths_come_in_order_round_and_round(op, device):
     assert cursor.tolist() == [1]
 
 
+@pytest.mark.parametrize("op", [replay_verdict_ref, replay_verdict])
+def test_a_negative_length_ends_with_a_rival(op, device):
+    def ids(values):
+        return torch.tensor(values, dtype=torch.int32, device=device)
+
+    tokens, best = ids([7, 1, 2, 3, 4]), ids([10, 11, 12, 13, 14])
+    path, n_path, emitted = op(tokens, best, ids([-3]), ids([0]), ids([5]))
+    assert path.tolist() == [0, 1, 3, -1, -1] and int(n_path) == 3
+    assert emitted.tolist() == [1, 3, 13, -1, -1]
+
+
 def test_an_empty_list_is_refused(device):
     ids = torch.zeros(3, dtype=torch.int32, device=device)
     with pytest.raises(ValueError, match=r"N must be 1..16777216, got 0"):
