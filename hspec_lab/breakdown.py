@@ -12,7 +12,7 @@ from hspec_lab.terms import ROUND_PHASES
 
 LOOP_GRAM = 16
 # what two runs must share for one to be the yardstick of the other
-CONDITIONS = ("format", "device", "cpu", "threads")
+CONDITIONS = ("format", "device", "gpu", "cpu", "threads")
 _SAME_WORK = ("max_new_tokens", "row_invariant")
 
 
@@ -175,7 +175,7 @@ def speedups(runs: list[tuple[dict, pd.DataFrame, pd.DataFrame]]) -> pd.DataFram
         rows.append([*about, tokens_per_s(rounds), *numbers])
     names = ["config_id", "method", *CONDITIONS, "tokens_per_s"]
     results = ["speedup", "speedup_low", "speedup_high", "reason"]
-    return pd.DataFrame(rows, columns=[*names, *results]).drop(columns="cpu")
+    return pd.DataFrame(rows, columns=[*names, *results]).drop(columns=["gpu", "cpu"])
 
 
 def _measured(table: pd.DataFrame) -> pd.DataFrame:

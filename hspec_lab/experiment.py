@@ -21,7 +21,9 @@ from hspec_lab import store, zoo
 from hspec_lab.config import Config, as_dict, config_id
 from hspec_lab.decode import Round, decode
 from hspec_lab.pipeline import Models, build, check, check_prompts, fingerprint, tokenizer_of
+from hspec_lab.runtime.clock import CudaClock
 from hspec_lab.sample import SeededChoose
+from hspec_lab.suite.device_facts import device_facts
 from hspec_lab.text import TextStream
 from hspec_lab.trace import NO_RECORDER, Recorder
 
@@ -38,7 +40,8 @@ def environment(config: Config) -> dict:
 
 def conditions(device: str, threads: int) -> dict:
     """The conditions of a measurement, whatever was measured."""
-    return {
+    gpu = {} if device == "cpu" else device_facts(device)
+    return gpu | {
         "device": device,
         "cpu": _cpu_name(),
         "threads": threads,
@@ -103,7 +106,8 @@ class Session:
         self.prompt_ids = [self.tokenizer.encode(prompt).ids for prompt in self.prompts]
         check_prompts(config, self.prompt_ids)
         torch.set_num_threads(config.threads)
-        self.recorder = Recorder() if record else NO_RECORDER
+        clock = None if config.device == "cpu" else CudaClock()
+        self.recorder = Recorder(clock) if record else NO_RECORDER
         self.choose = SeededChoose(config.seed)
         self.verifier = build(
             config,

@@ -29,7 +29,6 @@ from hspec_lab.pipeline import check_storable, locate
 from hspec_lab.runtime.memory import Memory, State
 from hspec_lab.store import COSTS, empty_costs, read_cost, write_cost
 from hspec_lab.suite.clock import time_interleaved
-from hspec_lab.suite.device_facts import device_facts
 from hspec_lab.suite.part import Bench
 from hspec_lab.tree import Tree, ancestor_bitsets, from_parents
 
@@ -191,8 +190,6 @@ def measure_costs(plan: Plan, folder: Path, progress: Progress | None = None) ->
 
 def _begun(plan: Plan, folder: Path) -> tuple[dict, pd.DataFrame]:
     found = conditions(plan.device, plan.threads)
-    if plan.device != "cpu":
-        found |= device_facts(plan.device)
     if not (folder / "measure.json").exists():
         head = {"kind": "measured", "conditions": found, "weight_bytes": {}}
         rate = read_bandwidth if plan.device == "cpu" else device_read_bandwidth

@@ -40,7 +40,7 @@ class Stage:
     def __call__(self) -> None:
         if self._graph is None and self._ran and self.device.type == "cuda":
             self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph, pool=self._pool):
+            with torch.cuda.graph(self._graph, pool=self._pool, capture_error_mode="thread_local"):
                 self._launches()
         if self._graph is not None:
             self._graph.replay()

@@ -15,16 +15,16 @@ _ASKED = {
 
 
 def device_facts(device: str) -> dict:
-    """Triton's version and, on cuda, the first device: name, memory, capability, driver, clocks.
+    """Triton's version and, of a CUDA device: name, memory, capability, driver, clocks.
 
     `gpu` is None on other devices; `clocks` is empty where nvidia-smi does not answer.
     """
     import triton
 
     facts = {"triton": triton.__version__, "gpu": None}
-    if device != "cuda":
+    if device == "cpu":
         return facts
-    found = torch.cuda.get_device_properties(0)
+    found = torch.cuda.get_device_properties(torch.device(device))
     return facts | {
         "gpu": found.name,
         "memory_bytes": found.total_memory,

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from hspec_kernels.cases.quantize_rows import make
 from hspec_kernels.quantize_rows import CONFIGS, MAX_C, choose, quantize_rows, quantize_rows_ref
 
 BOTH = pytest.mark.parametrize("quantize", [quantize_rows, quantize_rows_ref])
