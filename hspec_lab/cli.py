@@ -352,6 +352,8 @@ def _add_run(commands) -> None:
     add("--top-k", type=int, metavar="N", help="children per node; 8")
     add("--draft-len", "--at-least", type=int, metavar="N", dest="draft_len",
         help="tokens of a chain, or hierspec's from the intermediate model; 6")  # fmt: skip
+    add("--narrow", type=int, metavar="N",
+        help="fill hierspec's sequence up to N rows with second choices; 16 is a tile")  # fmt: skip
     add("--max-new-tokens", type=int, metavar="N", help="128")
     add("--temperature", type=float, metavar="T", help="0 is greedy, the default")
     add("--seed", type=int, metavar="N", help="0")
@@ -359,7 +361,7 @@ def _add_run(commands) -> None:
     add("--row-invariant", action="store_const", const=True,
         help="the same bits for a row whatever is computed beside it; slower")  # fmt: skip
     add("--threads", type=int, metavar="N", help="2")
-    add("--device", metavar="DEVICE", help="cpu")
+    add("--device", metavar="DEVICE", help="cpu; or cuda, with formats such as w4a16-g128")
     _add_store(parser)
 
 

@@ -12,7 +12,7 @@ _DRAFTING = {
     "ar": (),
     "chain": ("intermediate", "draft_len"),
     "eagle2": ("head", "tree_size", "depth", "top_k"),
-    "hierspec": ("intermediate", "head", "tree_size", "depth", "top_k", "draft_len"),
+    "hierspec": ("intermediate", "head", "tree_size", "depth", "top_k", "draft_len", "narrow"),
 }
 _ASKED = (
     "target",
@@ -66,6 +66,8 @@ def _draft(given: dict, format: str) -> Drafting | None:
     tree = {n: given[n] for n in ("tree_size", "depth", "top_k", "head") if n in given}
     n = given.get("draft_len")
     chain, refine = ({}, {}) if n is None else ({"draft_len": n}, {"at_least": n})
+    if "narrow" in given:
+        refine["tree_size"] = given["narrow"]
     intermediate = given.get("intermediate", f"zoo:intermediate@{format}")
     # all are made, so that a wrong value is told whichever method was asked for
     drafts = {"ar": None, "chain": Chain(intermediate, **chain), "eagle2": Eagle2(**tree)}

@@ -76,6 +76,7 @@ BAD = {
     "tree size 1025": ([*ASK, "--tree-size", "1025"], "tree_size must be 1..1024, got 1025"),
     "tree size with ar": ([*ASK, "--method", "ar", "--tree-size", "0"], "tree_size must be"),
     "depth 0": ([*ASK, "--method", "eagle2", "--depth", "0"], "depth must be 1..64, got 0"),
+    "a narrow tree of 0": ([*ASK, "--narrow", "0"], "tree_size must be"),
     "draft length 0": ([*ASK, "--method", "chain", "--draft-len", "0"], "draft_len must be"),
     "draft length": ([*ASK, "--method", "chain", "--draft-len", "500"], "beyond the cache"),
     "at least": ([*ASK, "--at-least", "500"], "beyond the cache"),
