@@ -20,9 +20,16 @@ import torch
 from hspec_lab import store, zoo
 from hspec_lab.config import Config, as_dict, config_id
 from hspec_lab.decode import Round, decode
-from hspec_lab.pipeline import Models, build, check, check_prompts, fingerprint, tokenizer_of
+from hspec_lab.pipeline import (
+    Models,
+    build,
+    check,
+    check_prompts,
+    fingerprint,
+    randomness,
+    tokenizer_of,
+)
 from hspec_lab.runtime.clock import CudaClock
-from hspec_lab.sample import SeededChoose
 from hspec_lab.suite.device_facts import device_facts
 from hspec_lab.text import TextStream
 from hspec_lab.trace import NO_RECORDER, Recorder
@@ -108,10 +115,11 @@ class Session:
         torch.set_num_threads(config.threads)
         clock = None if config.device == "cpu" else CudaClock()
         self.recorder = Recorder(clock) if record else NO_RECORDER
-        self.choose = SeededChoose(config.seed)
+        models = models or Models()
+        self.choose = randomness(config, models)
         self.verifier = build(
             config,
-            models or Models(),
+            models,
             max(map(len, self.prompt_ids)),
             choose=self.choose,
             recorder=self.recorder,

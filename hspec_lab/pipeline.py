@@ -21,7 +21,7 @@ from hspec_lab.model.fused import FusedHead, FusedTransformer
 from hspec_lab.model.shape import ROPE_SLACK, ModelShape
 from hspec_lab.model.transformer import check_format as check_shapes
 from hspec_lab.quant.device import check_device_format, check_device_shape
-from hspec_lab.runtime import DeviceChain, DeviceEagle2, DeviceLevel, DeviceRefine, Memory
+from hspec_lab.runtime import DeviceChain, DeviceEagle2, DeviceLevel, DeviceRefine, Dice, Memory
 from hspec_lab.runtime.stage import bucket_of
 from hspec_lab.sample import SeededChoose
 from hspec_lab.text import check_same_vocabulary, load_tokenizer, n_entries
@@ -223,19 +223,27 @@ def fingerprint(config: Config) -> str:
     return hashlib.sha256(facts.encode()).hexdigest()[:12]
 
 
+def randomness(config: Config, models: Models) -> Dice | SeededChoose:
+    """What a config's levels draw from; `begin(prompt)` starts the stream of one prompt."""
+    if models.on_kernels(config.device):
+        return Dice(config.seed, config.device)
+    return SeededChoose(config.seed)
+
+
 def build(
     config: Config, models: Models, n_tokens: int, *, choose=None, recorder=NO_RECORDER
-) -> Verifier:
+) -> Verifier | DeviceLevel:
     """The target's level with all its drafters behind it.
 
     Args:
         n_tokens: longest prompt to be decoded, in tokens.
-        choose: draws an index from probabilities; seeded by the config when None.
+        choose: from `randomness` (so when None); or any function that draws an index from
+            probabilities, with which rounds are driven by the host, on kernels too.
         recorder: is told about every phase of every level.
     """
-    if models.on_kernels(config.device) and config.temperature == 0:
-        return _DeviceBuilder(config, models, n_tokens, recorder).target()
-    choose = choose or SeededChoose(config.seed)
+    choose = choose or randomness(config, models)
+    if isinstance(choose, Dice):
+        return _DeviceBuilder(config, models, n_tokens, choose, recorder).target()
     return _Builder(config, models, n_tokens, choose, recorder).target()
 
 
@@ -295,22 +303,33 @@ _SPARE_ROWS = 512
 
 
 class _DeviceBuilder:
-    """The same levels on kernels, greedy, their rounds in device memory; see `runtime`."""
+    """The same levels on kernels, their rounds in device memory; see `runtime`."""
 
-    def __init__(self, config: Config, models: Models, n_tokens: int, recorder):
+    def __init__(self, config: Config, models: Models, n_tokens: int, dice: Dice, recorder):
         self.config, self.models, self.recorder = config, models, recorder
         spare = max(_SPARE_ROWS, reach(config.draft) + bucket_of(tree_rows(config.draft)))
         rows = n_tokens + config.max_new_tokens + spare
-        self.memory = Memory(-(-rows // _SPARE_ROWS) * _SPARE_ROWS, config.device)
+        self.memory = Memory(-(-rows // _SPARE_ROWS) * _SPARE_ROWS, config.device, dice)
 
     def target(self) -> DeviceLevel:
-        return self.level(self.config.target, self.config.draft, "target", "verify_target")
+        config = self.config
+        return self.level(
+            config.target, config.draft, "target", "verify_target", config.temperature
+        )
 
-    def level(self, model: str, draft: Drafting | None, level: str, phase: str) -> DeviceLevel:
+    def level(
+        self, model: str, draft: Drafting | None, level: str, phase: str, temperature: float
+    ) -> DeviceLevel:
         transformer = self.transformer(model)
         drafter = self.drafter(draft, model, transformer, level)
         return DeviceLevel(
-            transformer, drafter, self.memory, level=level, phase=phase, recorder=self.recorder
+            transformer,
+            drafter,
+            self.memory,
+            level=level,
+            phase=phase,
+            temperature=temperature,
+            recorder=self.recorder,
         )
 
     def transformer(self, model: str) -> FusedTransformer:
@@ -333,9 +352,15 @@ class _DeviceBuilder:
         if isinstance(draft, Chain):
             small = self.transformer(draft.model)
             return DeviceChain(
-                small, memory, draft_len=draft.draft_len, level=level, recorder=recorder
+                small,
+                memory,
+                draft_len=draft.draft_len,
+                level=level,
+                temperature=self.config.temperature,
+                recorder=recorder,
             )
-        inner = self.level(draft.model, draft.draft, level, "verify_intermediate")
+        temperature = self.config.temperature if draft.sampling == "sample" else 0.0
+        inner = self.level(draft.model, draft.draft, level, "verify_intermediate", temperature)
         return DeviceRefine(inner, draft.at_least)
 
 

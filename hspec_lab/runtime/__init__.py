@@ -10,12 +10,16 @@ then replayed.  Shapes repeat because rows are padded to buckets.
 The host keeps the same numbers in Python, moved on by the one thing it reads in a round: the
 emitted tokens.  It needs them to pick the bucket, to know when a draft is long enough and to hand
 text on.  A hierarchy reads once for each round of each of its levels.
+
+At temperature 0 a level takes its most likely tokens, above it draws them (`rule`), from numbers
+that the host has drawn before and put beside the text (`dice`).
 """
 
 from hspec_lab.runtime.chain import DeviceChain
+from hspec_lab.runtime.dice import Dice
 from hspec_lab.runtime.eagle2 import DeviceEagle2
 from hspec_lab.runtime.level import DeviceLevel
 from hspec_lab.runtime.memory import Memory
 from hspec_lab.runtime.refine import DeviceRefine
 
-__all__ = ["DeviceChain", "DeviceEagle2", "DeviceLevel", "DeviceRefine", "Memory"]
+__all__ = ["DeviceChain", "DeviceEagle2", "DeviceLevel", "DeviceRefine", "Dice", "Memory"]

@@ -20,6 +20,9 @@ class DeviceEagle2:
 
     Args:
         head: a `FusedHead` over the model it will draft for.
+
+    Attributes:
+        longest: nodes of the longest path through a tree, the root included.
     """
 
     level = "head"
@@ -31,7 +34,7 @@ class DeviceEagle2:
         from hspec_kernels.tree_rerank import DraftTree
 
         self.head, self.memory, self.recorder = head, memory, recorder
-        self.depth, self.top_k = depth, top_k
+        self.depth, self.top_k, self.longest = depth, top_k, depth + 1
         self.cache, device = head.new_cache(memory.capacity), memory.device
         self.history = empty_history(top_k, depth, device)
         self.root = root_frontier(top_k, depth, device)
@@ -68,7 +71,7 @@ class DeviceEagle2:
         with self.recorder.span("draft", self.level, n_text - self.cache.kv_len, self.cache.kv_len):
             self._draft()
         self.cache.kv_len = n_text - 1
-        return Offer(self.n_nodes, self.tree, longest=self.depth + 1)
+        return Offer(self.n_nodes, self.tree, longest=self.longest)
 
     def follow(self, agreed: Tensor) -> None:
         kv_len = self.cache.kv_len_on_device
@@ -86,7 +89,7 @@ class DeviceEagle2:
         from hspec_kernels.tree_rerank import tree_rerank
 
         k, guessed = self.top_k, self._ingest()
-        frontier = tree_expand(*self._top_k(guessed), self.root, self.history, 0)
+        frontier = tree_expand(*self._top_k(guessed), self.root, self.history, 0, trusted=True)
         tokens, inputs, seen = [], [], []
         guessed = guessed.expand(k, -1)
         for level in range(1, self.depth):
@@ -95,7 +98,9 @@ class DeviceEagle2:
             inputs.append(guessed.index_select(0, frontier.came_from) if level > 1 else guessed)
             seen.append(frontier.seen)
             guessed = self._run_levels(tokens, inputs, seen)[-k:]
-            frontier = tree_expand(*self._top_k(guessed), frontier, self.history, level)
+            frontier = tree_expand(
+                *self._top_k(guessed), frontier, self.history, level, trusted=True
+            )
         text, n_text = self.memory.text, self.level_above.state.n_text
         root = text.index_select(0, n_text - 1)
         tree_rerank(root, self.history, self.n_nodes, bucket=len(self.tree.tokens), out=self.tree)

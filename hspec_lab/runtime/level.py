@@ -11,6 +11,7 @@ from torch import Tensor
 from hspec_lab.runtime.memory import Memory, State
 from hspec_lab.runtime.offer import Offer
 from hspec_lab.runtime.passes import CatchUp, PathPass, TreePass
+from hspec_lab.runtime.rule import rule_of
 from hspec_lab.runtime.stage import bucket_of
 from hspec_lab.trace import NO_RECORDER
 from hspec_lab.verify import Step
@@ -24,14 +25,24 @@ class DeviceLevel:
         drafter: one of this package's; None for plain decoding.
         level: its name in records.
         phase: what its forward passes count as.
+        temperature: 0 is greedy.
     """
 
     def __init__(
-        self, model, drafter, memory: Memory, *, level: str, phase: str, recorder=NO_RECORDER
+        self,
+        model,
+        drafter,
+        memory: Memory,
+        *,
+        level: str,
+        phase: str,
+        temperature: float = 0.0,
+        recorder=NO_RECORDER,
     ):
         self.model, self.drafter, self.memory = model, drafter, memory
         self.level, self.phase, self.recorder = level, phase, recorder
         self.state = State(model, memory)
+        self.rule = rule_of(self.state, temperature)
         self.agreed = memory.int32(1)  # tokens of the text that the last round left as they were
         self.features: Tensor | None = None
         # recorded lengths and whose turn it is, int32 [N] and [1], instead of this level's verdicts
@@ -64,7 +75,7 @@ class DeviceLevel:
             features = self.model.read(tokens, self.cache)
             if self.features is not None:
                 self.features[:n] = features
-            first = int(self.model.logits(features[-1:]).argmax())
+            first = self.rule.first(features[-1:], position=n)
         self.memory.bad.zero_()
         self.tokens.append(first)
         self.memory.write(0, self.tokens)

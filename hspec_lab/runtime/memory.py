@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from hspec_lab.runtime.dice import Dice
 from hspec_lab.runtime.stage import Stage
 
 
@@ -14,6 +15,7 @@ class Memory:
     Args:
         capacity: positions of the text and rows of every cache; room for the longest text with the
             longest draft and a padded pass behind it.
+        dice: what levels at a temperature draw from; None where all are greedy.
 
     Attributes:
         text: int32 [capacity], token ids by position.  A level's text is its first `n_text`; a
@@ -21,8 +23,8 @@ class Memory:
         bad: int32 [1], not 0 once a row of logits had no distribution.
     """
 
-    def __init__(self, capacity: int, device: torch.device | str):
-        self.capacity, self.device = capacity, torch.device(device)
+    def __init__(self, capacity: int, device: torch.device | str, dice: Dice | None = None):
+        self.capacity, self.device, self.dice = capacity, torch.device(device), dice
         self.text = torch.zeros(capacity, dtype=torch.int32, device=self.device)
         self.bad = torch.zeros(1, dtype=torch.int32, device=self.device)
         self._pool = torch.cuda.graph_pool_handle() if self.device.type == "cuda" else None

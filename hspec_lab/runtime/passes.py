@@ -29,30 +29,32 @@ class Pass:
         memory = level.memory
         self.level, self.state, self.rows, self.longest = level, level.state, rows, longest
         self.report = Report(memory, longest)
-        self.best = memory.int32(rows)
+        self.rule, self.noted = level.rule, level.rule.room(rows)
         self.verdict = memory.int32(rows), memory.int32(1), memory.int32(rows)
         self.kept: Tensor | None = None  # features of all rows, where somebody wants them
         if level.features is not None:
             self.kept = level.features.new_zeros(rows, level.features.shape[1])
         self.verify = memory.stage(self._verify)
-        self.accept = memory.stage(self._accept)
+        self.accept = level.rule.stage(self._accept, rows)
         self.commit = memory.stage(self._commit)
 
     def _note(self, features: Tensor) -> None:
-        """Launches: keep the features, and the most likely token behind each row."""
+        """Launches: keep the features, and what the verdict needs of them."""
         if self.kept is not None:
             self.kept.copy_(features)
-        self.best.copy_(self.state.best(features))
+        self.rule.note(features, self.noted)
 
-    def _decide(self, tokens: Tensor, parents: Tensor, n_nodes: Tensor, stride: int = 1) -> None:
+    def _decide(
+        self, tokens: Tensor, parents: Tensor, n_nodes: Tensor, p_draft=None, stride: int = 1
+    ) -> None:
         """Launches: the verdict on a tree; a level that replays takes its length from a record."""
-        from hspec_kernels.accept_greedy_tree import accept_greedy_tree
         from hspec_kernels.replay_verdict import replay_verdict
 
-        accept_greedy_tree(tokens, parents, self.best, out=self.verdict, trusted=True)
+        last = self.rule.decide(self.noted, tokens, parents, p_draft, out=self.verdict)
         if self.level.replay is not None:
             replay = self.level.replay
-            replay_verdict(tokens, self.best, *replay, n_nodes, stride, out=self.verdict)
+            replay_verdict(tokens, last, *replay, n_nodes, stride, out=self.verdict)
+        self.rule.hand_up(self.noted, self.verdict[0][: self.longest])
 
     def _keep(self, nodes: Tensor | None = None) -> None:
         """Launches: features of the rows that stay (all of a path), behind those of the text."""
@@ -91,6 +93,7 @@ class CatchUp(Pass):
         super().__init__(level, rows, longest=1)
         self.next = level.memory.int32(1)
         self.one = torch.ones_like(self.next)
+        self.verify = level.rule.stage(self._verify, 1)
         self.accept = self._accept  # launches nothing: no graph
 
     def _verify(self) -> None:
@@ -99,10 +102,10 @@ class CatchUp(Pass):
         if self.kept is not None:
             self.kept.copy_(features)
         last = features.index_select(0, state.n_text - state.kv_len - 1)
-        self.next.copy_(state.best(last))
+        self.next.copy_(self.rule.pick(last))
 
     def _accept(self) -> None:
-        """The one row's best token is the verdict."""
+        """The token behind the last row is the verdict."""
 
     def _commit(self) -> None:
         self._keep()
@@ -125,7 +128,7 @@ class PathPass(Pass):
         tokens = self.level.memory.text.index_select(0, state.kv_len + self.place)
         # rows behind the draft are padding, which nobody's child is
         parents = torch.where(self.place < n_nodes, self.place - 1, -1)
-        self._decide(tokens, parents, n_nodes)
+        self._decide(tokens, parents, n_nodes, self.level.drafter.p_draft)
 
     def _commit(self) -> None:
         _, n_path, emitted = self.verdict

@@ -4,6 +4,7 @@ from torch import Tensor
 
 from hspec_lab.runtime.level import DeviceLevel
 from hspec_lab.runtime.offer import Offer
+from hspec_lab.runtime.stage import bucket_of
 
 
 class DeviceRefine:
@@ -12,14 +13,25 @@ class DeviceRefine:
     Args:
         level: the smaller model's level.
         at_least: tokens to have before proposing; the last inner round may exceed it.
+
+    Attributes:
+        longest: nodes of the longest path on offer, the root included.
+        p_draft: fp32 [n, V], what node i's token was drawn from in row i; None when the level is
+            greedy and its tokens are chosen.
     """
 
     def __init__(self, level: DeviceLevel, at_least: int):
         self.level, self.at_least, self.n_text = level, at_least, level.state.n_text
+        # a round that begins one token short emits one for each node of its own longest path
+        self._one_round = level.drafter.longest if level.drafter is not None else 1
+        self.longest = at_least + self._one_round
         self._sources: list[str] = []
 
     def attach(self, level: DeviceLevel) -> None:
         self.outer = level
+        # that round writes a row for each row it verifies, padding included
+        n_rows = max(self.at_least + bucket_of(self._one_round), bucket_of(self.longest))
+        self.p_draft = self.level.rule.keep_rows(level.state, n_rows)
 
     def prepare(self) -> None:
         """Run the prompt; the first token behind the pending one is drafted already."""

@@ -40,8 +40,8 @@ class Greedy:
         """Memory for what `note` keeps of so many rows."""
         return self.state.memory.int32(rows)
 
-    def keep_rows(self, outer: State, longest: int, spare: int = 0) -> None:
-        """Nothing to keep."""
+    def keep_rows(self, outer: State, n_rows: int) -> None:
+        """There are none."""
 
     def first(self, features: Tensor, position: int) -> int:
         """The token behind a prompt, from features [1, hidden]; ValueError without one."""
@@ -74,7 +74,7 @@ class Greedy:
         return noted
 
     def hand_up(self, noted: Tensor, path: Tensor) -> None:
-        """Nothing to hand up."""
+        """Launches nothing: there are no distributions."""
 
 
 class Sampling:
