@@ -42,7 +42,9 @@ class CompileCase:
         divisible: integer arguments known to be multiples of 16.
         chosen: whether the runtime uses this configuration (the others only compile in `bench`).
         max_registers, max_shared_bytes: per thread, per program.
+        max_loop_per_weight: instructions of the main loop for each weight of a tile, if limited.
         targets: compute capabilities it must compile for.
+        facts: numbers about it; "weights" is how many a step of the main loop multiplies.
     """
 
     name: str
@@ -55,6 +57,7 @@ class CompileCase:
     chosen: bool = True
     max_registers: int = 255
     max_shared_bytes: int = 164 * 1024 // 2
+    max_loop_per_weight: float | None = None
     targets: tuple[int, ...] = (80, 90, 100)
     facts: dict[str, object] = field(default_factory=dict)
 

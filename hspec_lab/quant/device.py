@@ -211,7 +211,7 @@ class DeviceWNA16(_DeviceLinear):
 
 
 class DeviceW4A16(_DeviceLinear):
-    """4-bit weights in block halves, a scale and a zero per group."""
+    """4-bit weights in block quarters, a scale and a zero per group."""
 
     __slots__ = ()
 
@@ -219,7 +219,7 @@ class DeviceW4A16(_DeviceLinear):
         from hspec_kernels.w4a16_matmul import pack_w4a16
 
         q, scale, zero = round_int4(rows, self.group_size)
-        return pack_w4a16(q, self.group_size), scale.to(self.dtype), zero.to(self.dtype)
+        return pack_w4a16(q), scale.to(self.dtype), zero.to(self.dtype)
 
     def __call__(self, x: Tensor) -> Tensor:
         from hspec_kernels.w4a16_matmul import w4a16_matmul
@@ -231,7 +231,7 @@ class DeviceW4A16(_DeviceLinear):
         from hspec_kernels.w4a16_matmul import unpack_w4a16
 
         packed, scale, zero = self.tensors
-        return expand_groups(unpack_w4a16(packed, self.group_size), 4, scale, zero)
+        return expand_groups(unpack_w4a16(packed, self.shape[1]), 4, scale, zero)
 
 
 class DeviceW8A8(_DeviceLinear):

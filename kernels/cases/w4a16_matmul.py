@@ -26,7 +26,7 @@ def make(T: int, R: int, C: int, group_size: int, zeros: bool = True, **options)
         zero = normal(R, C // group_size) * 0.1 / C**0.5
         return {
             "x": normal(T, C).to(dtype).to(device),
-            "packed": pack_w4a16(q, group_size).to(device),
+            "packed": pack_w4a16(q).to(device),
             "scale": scale.to(dtype).to(device),
             "zero": zero.to(dtype).to(device) if zeros else None,
             "group_size": group_size,
@@ -61,15 +61,16 @@ VALUES = [
 
 def compiled(config: Config, R: int, C: int, chosen: bool, dtype: str = "fp16") -> CompileCase:
     pointers = dict.fromkeys(("x_ptr", "scale_ptr", "zero_ptr"), f"*{dtype}")
-    part = "*fp32" if config.splits > 1 else f"*{dtype}"
+    pointers |= {"part_ptr": "*fp32", "arrived_ptr": "*i32", "out_ptr": f"*{dtype}"}
     return CompileCase(
         name=f"{dtype}-r{config.block_r}-t{config.block_t}-s{config.splits}-p{config.num_stages}",
         kernel=_w4a16_matmul_kernel,
-        signature=pointers
-        | {"packed_ptr": "*u8", "part_ptr": part, "T": "i32", "R": "i32", "C": "i32"},
+        signature=pointers | {"packed_ptr": "*i16", "T": "i32", "R": "i32", "C": "i32"},
         constants={
             "G": 128,
             "HAS_ZERO": True,
+            "EVEN": True,
+            "ASM": True,
             "SPLITS": config.splits,
             "BLOCK_R": config.block_r,
             "BLOCK_T": config.block_t,
@@ -79,6 +80,7 @@ def compiled(config: Config, R: int, C: int, chosen: bool, dtype: str = "fp16") 
         num_stages=config.num_stages,
         chosen=chosen,
         max_registers=168,
+        max_loop_per_weight=3.5 if config.block_r == 128 else 5.0,
         facts={"weights": config.block_r * 128, "block_t": config.block_t},
     )
 

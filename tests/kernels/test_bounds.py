@@ -25,6 +25,8 @@ def guards(monkeypatch) -> Guards:
         torch, "empty_like", lambda x: guards.new(x.shape, dtype=x.dtype, device=x.device)
     )
     monkeypatch.setattr(torch, "zeros", lambda *args, **kwargs: guards.new(*args, **kwargs).zero_())
+    # counters that are kept between calls were made without guards
+    monkeypatch.setattr("hspec_kernels.w4a16_matmul._counters", {})
     if os.environ.get("TRITON_INTERPRET") == "1":
         follow(guards, monkeypatch)
     return guards

@@ -41,7 +41,7 @@ def test_every_operation_compiles_for_every_target_within_its_budgets(compiled):
 
 
 # what turns nibbles into numbers: sub and multiply-add on pairs of halves
-WIDENING = ("HADD2", "HFMA2", "HMUL2")
+WIDENING = ("HADD2", "HFMA2")
 
 
 @pytest.mark.slow
@@ -53,7 +53,16 @@ def test_unpacking_4_bit_weights_costs_the_same_however_many_rows(compiled, targ
         if row["operation"] == "w4a16_matmul" and row["target"] == target and "fp16" in row["case"]
     ]
     assert len(rows) >= 3
-    counts = {sum(row["instructions"].get(name, 0) for name in WIDENING) for row in rows}
-    assert len(counts) == 1 and counts.pop() > 0
-    permutes = [row["instructions"].get("PRMT", 0) for row in rows]
-    assert max(permutes) <= 1.1 * min(permutes)
+    weights = {
+        case.name: case.facts["weights"] for case in compile_cases("w4a16_matmul") if case.chosen
+    }
+    # a thread's, for each weight of its tile: pairs of halves, so half an instruction each
+    per_weight = {
+        32
+        * row["num_warps"]
+        * sum(row["instructions"][name] for name in WIDENING)
+        / weights[row["case"]]
+        for row in rows
+    }
+    assert per_weight == {1.0}
+    assert all(row["loop_per_weight"] < 5 for row in rows)

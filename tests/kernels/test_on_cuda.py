@@ -7,8 +7,11 @@ import pytest
 import torch
 from test_runtime import METHODS, Pair
 
+from hspec_lab.config import Chain, Config, Eagle2, Refine
+from hspec_lab.experiment import measure
 from hspec_lab.runtime.clock import CudaClock
 from hspec_lab.runtime.stage import Stage
+from hspec_lab.store import read_run
 from hspec_lab.trace import Recorder
 
 pytestmark = [
@@ -64,3 +67,31 @@ def test_the_devices_clock_accounts_for_a_round(pair):
                 recorder.end_round(step.n_proposed, len(step.tokens) - 1, len(step.tokens))
     spans = recorder.tables()["spans"].query("not warmup and round >= 0")
     assert (spans["device_us"] > 0).all()
+
+
+@pytest.mark.parametrize("format", ["w4a16-g128", "w8a8", "w16a16"])
+def test_configs_on_cuda_run_and_leave_the_greedy_text_as_it_is(format, tmp_path):
+    tree = Eagle2(tree_size=12, depth=3, top_k=4)
+    small = f"zoo:intermediate@{format}"
+    drafts = {
+        "ar": None,
+        "chain": Chain(small, draft_len=4),
+        "eagle2": tree,
+        "hierspec": Refine(small, tree, at_least=4),
+        "narrow": Refine(small, tree, at_least=4, tree_size=16),
+    }
+    outputs = {}
+    for method, draft in drafts.items():
+        config = Config(
+            target=f"zoo:target@{format}",
+            draft=draft,
+            n_prompts=2,
+            max_new_tokens=48,
+            device="cuda",
+            row_invariant=True,
+        )
+        head, tables = read_run(measure(config, tmp_path))
+        outputs[method] = head["outputs"]
+        assert head["environment"]["gpu"] == torch.cuda.get_device_name()
+        assert tables["spans"]["device_us"].notna().all()
+    assert all(text == outputs["ar"] for text in outputs.values())

@@ -6,7 +6,10 @@ import torch
 from hspec_kernels.cases.w4a16_matmul import make
 from hspec_kernels.w4a16_matmul import (
     CONFIGS,
+    WIDEN_BF16,
+    WIDEN_FP16,
     Config,
+    arrival_counters,
     choose,
     pack_w4a16,
     unpack_w4a16,
@@ -17,14 +20,40 @@ from hspec_kernels.w4a16_matmul import (
 BOTH = pytest.mark.parametrize("multiply", [w4a16_matmul, w4a16_matmul_ref])
 
 
-@pytest.mark.parametrize("group_size", [32, 64, 128])
-def test_packing_is_undone_by_unpacking(group_size, generator):
-    q = torch.randint(0, 16, (3, 256), generator=generator, dtype=torch.uint8)
-    packed = pack_w4a16(q, group_size)
-    assert packed.shape == (3, 128)
-    assert torch.equal(unpack_w4a16(packed, group_size), q)
-    # byte 0 of a block holds its first input and the one half a block on
-    assert int(packed[0, 0]) == int(q[0, 0]) + 16 * int(q[0, group_size // 2])
+@pytest.mark.parametrize("C", [32, 128, 160, 256])
+def test_packing_is_undone_by_unpacking(C, generator):
+    q = torch.randint(0, 16, (3, C), generator=generator, dtype=torch.uint8)
+    packed = pack_w4a16(q)
+    assert packed.shape == (3, 64 * -(-C // 128))
+    assert torch.equal(unpack_w4a16(packed, C), q)
+    if C >= 128:
+        # word 0 of a block holds its first input and the ones 32, 64 and 96 further
+        word = int(packed.view(torch.int16)[0, 0]) & 0xFFFF
+        assert word == sum(int(q[0, 32 * p]) << 4 * p for p in range(4))
+
+
+# what the two instructions of the assembly do to 32-bit registers
+PTX = {
+    "shr.b32": lambda a, n: a >> n,
+    # 0xEA is the truth table of (a and b) or c
+    "lop3.b32": lambda a, b, c, table: (a & b) | c if table == 0xEA else None,
+}
+
+
+@pytest.mark.parametrize("text, magic", [(WIDEN_FP16, 0x6400), (WIDEN_BF16, 0x4300)])
+def test_the_assembly_takes_words_apart_as_the_interpreter_does(text, magic, generator):
+    words = torch.randint(0, 2**16, (500, 2), generator=generator).tolist()
+    for low, high in [*words, [0, 0xFFFF], [0xFFFF, 0], [0x8000, 1]]:
+        register = {"$4": low | high << 16}
+        for line in text.value.strip("{}").split(";"):
+            operation, _, operands = line.strip().partition(" ")
+            if operation in PTX:
+                to, *sources = (name.strip() for name in operands.split(","))
+                values = [register[x] if x in register else int(x, 0) for x in sources]
+                register[to] = PTX[operation](*values)
+        for plane in range(4):
+            halves = [magic | (word >> 4 * plane & 0xF) for word in (low, high)]
+            assert register[f"${plane}"] == halves[0] | halves[1] << 16
 
 
 @BOTH
@@ -35,7 +64,7 @@ def test_each_weight_meets_its_own_input(multiply, device):
     zero = torch.tensor([[0.0, 1.0], [-4.0, 8.0]])
     wanted = (q.float() - 8) * scale.repeat_interleave(32, 1) + zero.repeat_interleave(32, 1)
     half = [t.half().to(device) for t in (torch.eye(64), scale, zero)]
-    y = multiply(half[0], pack_w4a16(q, 32).to(device), half[1], half[2], 32)
+    y = multiply(half[0], pack_w4a16(q).to(device), half[1], half[2], 32)
     assert torch.equal(y.cpu().float(), wanted.T)
 
 
@@ -56,6 +85,14 @@ def test_every_tile_shape_computes_the_same_product(device, generator):
     for config in {Config(c.block_r, c.block_t, c.splits, 4, 3) for c in CONFIGS if c.splits != 4}:
         y = w4a16_matmul(**case, config=config).double()
         assert ((y - wanted).square().mean() / wanted.square().mean()).sqrt() < 2e-3
+
+
+def test_counters_are_zeros_again_after_every_product(device, generator):
+    case = inputs(3, 200, 1280, 128, device, generator)
+    for _ in range(2):
+        w4a16_matmul(**case, config=Config(64, 16, 4, 4, 3))
+        counters = arrival_counters(case["x"].device, 1)
+        assert len(counters) and not counters.any()
 
 
 def test_nothing_outside_the_tensors_is_read_or_written(device, generator):
