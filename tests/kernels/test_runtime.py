@@ -13,7 +13,7 @@ from tiny import FAMILIES, make_head, make_model
 from hspec_lab.draft import Eagle2Drafter, RefineDrafter
 from hspec_lab.model import Checkpoint
 from hspec_lab.model.fused import FusedHead, FusedTransformer
-from hspec_lab.runtime import DeviceChain, DeviceEagle2, DeviceLevel, DeviceRefine, Memory
+from hspec_lab.runtime import DeviceChain, DeviceEagle2, DeviceLevel, DeviceRefine, Dice, Memory
 from hspec_lab.runtime.memory import Report
 from hspec_lab.runtime.stage import BUCKETS, Stage, bucket_of
 from hspec_lab.trace import Recorder
@@ -43,16 +43,17 @@ class Pair:
         folder = model.folder.with_name(model.folder.name + "-eagle2")
         return FusedHead(Checkpoint(make_head(folder, model.folder)), "w8a16", model)
 
-    def by_host(self, method: str) -> Verifier:
-        def level(i: int, drafter=None, name="target"):
-            rest = {"phase": "verify_target", "temperature": 0.0, "choose": None}
-            return Verifier(self.models[i], drafter, level=name, capacity=CAPACITY, **rest)
+    def by_host(self, method: str, temperature: float = 0.0, choose=None) -> Verifier:
+        def level(i: int, drafter=None, name="target", sampling: bool = True):
+            rest = {"phase": "verify_target", "temperature": temperature, "choose": choose}
+            rest |= {"capacity": CAPACITY, "sampling": sampling}
+            return Verifier(self.models[i], drafter, level=name, **rest)
 
         def eagle2(i: int):
             return Eagle2Drafter(self.heads[i], capacity=CAPACITY, **TREE)
 
-        def refine(i: int, drafter, at_least: int):
-            return RefineDrafter(level(i, drafter, "intermediate"), at_least)
+        def refine(i: int, drafter, at_least: int, **kind):
+            return RefineDrafter(level(i, drafter, "intermediate", **kind), at_least)
 
         return level(
             0,
@@ -62,27 +63,32 @@ class Pair:
                 "chain of itself": lambda: refine(0, None, 2),
                 "eagle2": lambda: eagle2(0),
                 "hierspec": lambda: refine(1, eagle2(1), 2),
+                "greedy inside": lambda: refine(1, eagle2(1), 2, sampling=False),
                 "hierspec of itself": lambda: refine(0, eagle2(0), 3),
                 "deeper": lambda: refine(0, refine(1, eagle2(1), 1), 3),
             }[method](),
         )
 
-    def on_device(self, method: str, recorder=None) -> DeviceLevel:
-        memory = Memory(CAPACITY, self.device)
+    def on_device(
+        self, method: str, recorder=None, temperature: float = 0.0, dice: Dice | None = None
+    ) -> DeviceLevel:
+        memory = Memory(CAPACITY, self.device, dice)
         kept = {} if recorder is None else {"recorder": recorder}
 
-        def level(i: int, drafter=None, name="target", phase="verify_target"):
-            return DeviceLevel(self.models[i], drafter, memory, level=name, phase=phase, **kept)
+        def level(i: int, drafter=None, name="target", phase="verify_target", sampling=True):
+            rest = {"level": name, "phase": phase, "temperature": sampling * temperature}
+            return DeviceLevel(self.models[i], drafter, memory, **rest, **kept)
 
         def eagle2(i: int):
             return DeviceEagle2(self.heads[i], memory, **TREE, **kept)
 
         def chain(i: int):
-            rest = {"draft_len": 2, "level": "intermediate"}
+            rest = {"draft_len": 2, "level": "intermediate", "temperature": temperature}
             return DeviceChain(self.models[i], memory, **rest, **kept)
 
-        def refine(i: int, drafter, at_least: int):
-            return DeviceRefine(level(i, drafter, "intermediate", "verify_intermediate"), at_least)
+        def refine(i: int, drafter, at_least: int, **kind):
+            inner = level(i, drafter, "intermediate", "verify_intermediate", **kind)
+            return DeviceRefine(inner, at_least)
 
         return level(
             0,
@@ -92,6 +98,7 @@ class Pair:
                 "chain of itself": lambda: chain(0),
                 "eagle2": lambda: eagle2(0),
                 "hierspec": lambda: refine(1, eagle2(1), 2),
+                "greedy inside": lambda: refine(1, eagle2(1), 2, sampling=False),
                 "hierspec of itself": lambda: refine(0, eagle2(0), 3),
                 "deeper": lambda: refine(0, refine(1, eagle2(1), 1), 3),
             }[method](),
@@ -138,10 +145,9 @@ def test_the_device_knows_what_the_host_knows(pair, method):
         level = drafter.level
 
 
-@pytest.mark.parametrize("method", ["ar", "chain of itself", "eagle2", "hierspec of itself"])
-def test_a_stage_launches_the_same_every_time_and_waits_for_nothing(pair, method, monkeypatch):
+def check_stages(decoder: DeviceLevel, monkeypatch) -> None:
     """What a CUDA graph needs: no launch depends on a value, a counter of the host, or a read."""
-    decoder, seen, reads = pair.on_device(method), {}, []
+    seen, reads = {}, []
 
     def run(stage):
         with Launches() as launches:
@@ -166,7 +172,12 @@ def test_a_stage_launches_the_same_every_time_and_waits_for_nothing(pair, method
         for log in logs[1:]:
             assert log == logs[0]
     assert len(reads) == n_rounds + len(inner_rounds)  # one for each round of each level
-    assert bool(inner_rounds) == method.startswith("hierspec")
+    assert bool(inner_rounds) == isinstance(decoder.drafter, DeviceRefine)
+
+
+@pytest.mark.parametrize("method", ["ar", "chain of itself", "eagle2", "hierspec of itself"])
+def test_a_stage_launches_the_same_every_time_and_waits_for_nothing(pair, method, monkeypatch):
+    check_stages(pair.on_device(method), monkeypatch)
 
 
 def test_phases_are_recorded_at_every_level(pair):
