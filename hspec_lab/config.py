@@ -167,7 +167,7 @@ class Config:
         if type(heat) not in (int, float) or not (heat == 0 or 1e-3 <= heat <= 10):
             raise ValueError(f"temperature must be 0 (greedy) or 0.001 .. 10, got {heat!r}")
         object.__setattr__(self, "temperature", float(heat))
-        if heat and any(value.tree_size and value.sampling == "sample" for value in self._refines):
+        if heat and any(value.tree_size and value.sampling == "sample" for value in self.refines):
             raise ValueError(
                 "Refine: tree_size offers second choices, which are not drawn; at temperature "
                 f'{heat:g} it needs sampling="greedy"'
@@ -178,7 +178,8 @@ class Config:
             raise ValueError(f"row_invariant must be True or False, got {self.row_invariant!r}")
 
     @property
-    def _refines(self) -> list[Refine]:
+    def refines(self) -> list[Refine]:
+        """The `Refine`s of the hierarchy, the outermost first."""
         found, draft = [], self.draft
         while isinstance(draft, Refine):
             found.append(draft)

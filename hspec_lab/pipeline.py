@@ -143,6 +143,8 @@ def check(config: Config) -> None:
         check_head_fits(head, Checkpoint(locate(split_model(model)[0])))
         if config.device != "cpu":
             _check_kernels_head(draft, head.shape, model, config.device)
+    if config.device != "cpu":
+        _check_narrow_trees(config)
     if reach(config.draft) > ROPE_SLACK:
         raise ValueError(
             f"the draft reaches {reach(config.draft)} tokens ahead, beyond the cache's "
@@ -179,6 +181,18 @@ def _check_kernels_head(draft: Eagle2, shape: ModelShape, model: str, device: st
     for name, most in (("top_k", MAX_K), ("tree_size", MAX_NODES)):
         if getattr(draft, name) > most:
             raise ValueError(f"Eagle2: {name} is at most {most} on {device}, got {draft!r}")
+
+
+def _check_narrow_trees(config: Config) -> None:
+    from hspec_kernels.narrow_tree import MAX_BUCKET
+
+    for draft in config.refines:
+        longest = draft.at_least + reach(draft.draft)
+        if draft.tree_size and bucket_of(max(draft.tree_size, longest)) > MAX_BUCKET:
+            raise ValueError(
+                f"Refine: a narrow tree on {config.device} has at most {MAX_BUCKET} nodes, got "
+                f"tree_size {draft.tree_size} and up to {longest} in a path"
+            )
 
 
 def check_prompts(config: Config, prompts: Sequence[list[int]]) -> None:
@@ -361,7 +375,7 @@ class _DeviceBuilder:
             )
         temperature = self.config.temperature if draft.sampling == "sample" else 0.0
         inner = self.level(draft.model, draft.draft, level, "verify_intermediate", temperature)
-        return DeviceRefine(inner, draft.at_least)
+        return DeviceRefine(inner, draft.at_least, draft.tree_size)
 
 
 def tokenizer_of(config: Config) -> Tokenizer:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hspec_lab.model.transformer import PREFILL_CHUNK
 from hspec_lab.runtime.memory import Memory
-from hspec_lab.runtime.offer import Offer
+from hspec_lab.runtime.offer import Offer, empty_tree
 from hspec_lab.runtime.stage import bucket_of
 from hspec_lab.trace import NO_RECORDER
 
@@ -31,7 +31,6 @@ class DeviceEagle2:
         self, head, memory: Memory, *, tree_size: int, depth: int, top_k: int, recorder=NO_RECORDER
     ):
         from hspec_kernels.tree_expand import empty_history, root_frontier
-        from hspec_kernels.tree_rerank import DraftTree
 
         self.head, self.memory, self.recorder = head, memory, recorder
         self.depth, self.top_k, self.longest = depth, top_k, depth + 1
@@ -39,9 +38,7 @@ class DeviceEagle2:
         self.history = empty_history(top_k, depth, device)
         self.root = root_frontier(top_k, depth, device)
         self.n_nodes = min(tree_size, len(self.history.tokens) + 1)
-        bucket = bucket_of(self.n_nodes)
-        ancestors = torch.zeros(bucket, -(-bucket // 64), dtype=torch.int64, device=device)
-        self.tree = DraftTree(*(memory.int32(bucket) for _ in range(3)), ancestors)
+        self.tree = empty_tree(memory, bucket_of(self.n_nodes))
         # what a round can leave to ingest: an accepted path, the bonus, and a catch-up's token
         self.fresh = torch.arange(bucket_of(depth + 3), dtype=torch.int32, device=device)
         self._draft = memory.stage(self._grow)
@@ -103,7 +100,14 @@ class DeviceEagle2:
             )
         text, n_text = self.memory.text, self.level_above.state.n_text
         root = text.index_select(0, n_text - 1)
-        tree_rerank(root, self.history, self.n_nodes, bucket=len(self.tree.tokens), out=self.tree)
+        tree_rerank(
+            root,
+            self.history,
+            self.n_nodes,
+            bucket=len(self.tree.tokens),
+            out=self.tree,
+            trusted=True,
+        )
 
     def _ingest(self) -> Tensor:
         """Run the head over what is new; the guess behind the last of it, [1, hidden]."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from hspec_lab.runtime.memory import Memory, State
 from hspec_lab.runtime.offer import Offer
 from hspec_lab.runtime.passes import CatchUp, PathPass, TreePass
-from hspec_lab.runtime.rule import rule_of
+from hspec_lab.runtime.rule import Greedy, GreedyWithRivals, rule_of
 from hspec_lab.runtime.stage import bucket_of
 from hspec_lab.trace import NO_RECORDER
 from hspec_lab.verify import Step
@@ -63,6 +63,13 @@ class DeviceLevel:
             self.features = torch.zeros(size, dtype=self.model.dtype, device=self.memory.device)
         return self.features
 
+    def keep_rivals(self) -> GreedyWithRivals:
+        """From now on this level notes what it would have said second; it must be greedy."""
+        if not isinstance(self.rule, Greedy):
+            raise ValueError("second choices are kept of greedy levels; this one draws its tokens")
+        self.rule = GreedyWithRivals(self.state)
+        return self.rule
+
     def start(self, tokens: list[int]) -> Step:
         """Forget everything, run a prompt and emit the first token behind it."""
         n = len(tokens)
@@ -113,7 +120,7 @@ class DeviceLevel:
     def _pass_for(self, offer: Offer):
         if offer.tree is None:
             return self._pass(PathPass, bucket_of(offer.n_nodes))
-        return self._pass(TreePass, offer.tree, offer.longest)
+        return self._pass(TreePass, offer.tree, offer.longest, offer.path_first)
 
     def _pass(self, kind, *shape):
         """The pass of this shape, made when it is first needed."""

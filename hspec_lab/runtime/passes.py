@@ -139,9 +139,9 @@ class PathPass(Pass):
 class TreePass(Pass):
     """Verify a tree and move what is accepted of it."""
 
-    def __init__(self, level, tree, longest: int):
+    def __init__(self, level, tree, longest: int, path_first: bool):
         super().__init__(level, len(tree.tokens), min(longest, len(tree.tokens)))
-        self.tree = tree
+        self.tree, self.path_first = tree, path_first
         # a replayed path of two nodes a step stays within the longest
         self.n_nodes = torch.full_like(level.agreed, 2 * self.longest - 1)
 
@@ -151,8 +151,11 @@ class TreePass(Pass):
         self._note(features)
 
     def _accept(self) -> None:
-        # a path that was really accepted would not be the first nodes either
-        self._decide(self.tree.tokens, self.tree.parents, self.n_nodes, stride=2)
+        tree, n_nodes, stride = self.tree, self.n_nodes, 2
+        if self.path_first:
+            n_nodes, stride = self.level.drafter.n_text - self.state.kv_len, 1
+        # replayed: of a dynamic tree not the first nodes, a path among which would be unlikely
+        self._decide(tree.tokens, tree.parents, n_nodes, stride=stride)
 
     def _commit(self) -> None:
         from hspec_kernels.kv_commit import kv_commit

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from hspec_lab.runtime.level import DeviceLevel
-from hspec_lab.runtime.offer import Offer
+from hspec_lab.runtime.offer import Offer, empty_tree
 from hspec_lab.runtime.stage import bucket_of
 
 
@@ -13,6 +13,7 @@ class DeviceRefine:
     Args:
         level: the smaller model's level.
         at_least: tokens to have before proposing; the last inner round may exceed it.
+        tree_size: nodes to fill up to with second choices, the root included; None: none.
 
     Attributes:
         longest: nodes of the longest path on offer, the root included.
@@ -20,12 +21,18 @@ class DeviceRefine:
             greedy and its tokens are chosen.
     """
 
-    def __init__(self, level: DeviceLevel, at_least: int):
+    def __init__(self, level: DeviceLevel, at_least: int, tree_size: int | None = None):
         self.level, self.at_least, self.n_text = level, at_least, level.state.n_text
+        self.tree_size = tree_size
         # a round that begins one token short emits one for each node of its own longest path
         self._one_round = level.drafter.longest if level.drafter is not None else 1
         self.longest = at_least + self._one_round
         self._sources: list[str] = []
+        self.tree = None
+        if tree_size is not None:
+            self.rule = level.keep_rivals()
+            self.tree = empty_tree(level.memory, bucket_of(max(tree_size, self.longest)))
+            self._lay_out = level.memory.stage(self._narrow_tree)
 
     def attach(self, level: DeviceLevel) -> None:
         self.outer = level
@@ -45,7 +52,26 @@ class DeviceRefine:
         inner, outer = self.level, self.outer
         while len(inner.tokens) - len(outer.tokens) < self.at_least:
             self._sources += inner.round().sources
-        return Offer(len(inner.tokens) - outer.cache.kv_len)
+        n_path = len(inner.tokens) - outer.cache.kv_len
+        if self.tree is None:
+            return Offer(n_path)
+        self._lay_out()
+        n_nodes = max(n_path, min(self.tree_size, 2 * n_path - 1))
+        return Offer(n_nodes, self.tree, longest=self.longest, path_first=True)
+
+    def _narrow_tree(self) -> None:
+        from hspec_kernels.narrow_tree import narrow_tree
+
+        narrow_tree(
+            self.level.memory.text,
+            self.rule.rivals,
+            self.rule.margins,
+            self.outer.state.n_text,
+            self.n_text,
+            self.tree_size,
+            bucket=len(self.tree.tokens),
+            out=self.tree,
+        )
 
     def follow(self, agreed: Tensor) -> None:
         self.level.state.follow(self.outer.state.n_text, agreed)
@@ -53,12 +79,18 @@ class DeviceRefine:
             self.level.drafter.follow(agreed)
 
     def followed(self, agreed: int) -> None:
-        inner = self.level
-        inner.tokens[agreed:] = self.outer.tokens[agreed:]
+        inner, tokens = self.level, self.outer.tokens
+        if self.tree is not None and inner.tokens[:agreed] != tokens[:agreed]:
+            # a rival was kept: as on the device, what is the same ends before it
+            agreed = next(i for i in range(agreed) if inner.tokens[i] != tokens[i])
+        inner.tokens[agreed:] = tokens[agreed:]
         inner.cache.kv_len = min(inner.cache.kv_len, agreed)
         self._sources = []
         if inner.drafter is not None:
             inner.drafter.followed(agreed)
 
     def sources_of(self, accepted: list[int]) -> list[str]:
-        return self._sources[: len(accepted)]
+        n_text, inner = len(self.outer.tokens), self.level
+        drafted = zip(self._sources, inner.tokens[n_text:], accepted, strict=False)
+        # a rival is the inner level's own
+        return [source if mine == token else inner.level for source, mine, token in drafted]

@@ -77,6 +77,60 @@ class Greedy:
         """Launches nothing: there are no distributions."""
 
 
+class GreedyWithRivals(Greedy):
+    """The most likely tokens, and beside each what would have been said second.
+
+    Attributes:
+        rivals, margins: int32 and fp32 [capacity], the second choice at each place of the text, and
+            by how much (in logits) the first was preferred.
+    """
+
+    def __init__(self, state: State):
+        super().__init__(state)
+        memory = state.memory
+        self.rivals = memory.int32(memory.capacity)
+        self.margins = torch.zeros(memory.capacity, dtype=torch.float32, device=memory.device)
+
+    def room(self, rows: int) -> Tensor:
+        # first choices, second ones, and margins as bits
+        return self.state.memory.int32(3, rows)
+
+    def first(self, features: Tensor, position: int) -> int:
+        token = super().first(features, position)
+        self.state.n_text.fill_(position)
+        self.pick(features)
+        return token
+
+    def pick(self, features: Tensor) -> Tensor:
+        noted = self.room(1)
+        self.note(features, noted)
+        self.hand_up(noted, torch.zeros_like(noted[0]))
+        return noted[0]
+
+    def note(self, features: Tensor, noted: Tensor) -> None:
+        from hspec_kernels.head_topk import head_topk
+
+        model = self.state.model
+        logits = model.lm_head(features)
+        ids, log_p = head_topk(logits, 2, n_known=model.n_known)
+        self.state.memory.bad += log_p.isnan().any()
+        # of the logits themselves: equal margins stay equal
+        values = logits.gather(1, ids.long()).float()
+        noted[:2].copy_(ids.T)
+        noted[2].copy_((values[:, 0] - values[:, 1]).view(torch.int32))
+
+    def decide(self, noted: Tensor, tokens: Tensor, parents: Tensor, p_draft, out) -> Tensor:
+        return super().decide(noted[0], tokens, parents, p_draft, out)
+
+    def hand_up(self, noted: Tensor, path: Tensor) -> None:
+        """Launches: keep the rivals of the tokens behind the nodes of a path."""
+        noted = noted.index_select(1, path.clamp(min=0))
+        # what is written past the path's end is of tokens that do not exist yet
+        place = self.state.n_text + torch.arange(len(path), device=path.device)
+        self.rivals.index_copy_(0, place, noted[1])
+        self.margins.index_copy_(0, place, noted[2].view(torch.float32))
+
+
 class Sampling:
     """Tokens drawn at a temperature, such that the text follows the model exactly.
 

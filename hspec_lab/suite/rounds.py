@@ -22,7 +22,7 @@ from hspec_lab.suite.shapes import make_head, make_model
 from hspec_lab.terms import ROUND_PHASES
 from hspec_lab.trace import Recorder
 
-METHODS = ("ar", "chain", "eagle2", "hierspec")
+METHODS = ("ar", "chain", "eagle2", "hierspec", "narrow")
 _PHASES = [f"{phase}_us" for phase in ROUND_PHASES]
 COLUMNS = {
     "target": "str",
@@ -57,16 +57,17 @@ class Sizes:
     tree: tuple[int, int, int] = (24, 3, 10)  # nodes, depth, top-k on the target
     inner_tree: tuple[int, int, int] = (30, 3, 10)  # on the intermediate model
     at_least: int = 6
+    narrow: int = 16  # nodes of hierspec's sequence with second choices
     slices: int = 10
     rounds: int = 24  # of a slice
 
 
-TINY = Sizes(2, (6, 2, 3), (6, 2, 3), 2, slices=1, rounds=1)
+TINY = Sizes(2, (6, 2, 3), (6, 2, 3), 2, narrow=6, slices=1, rounds=1)
 
 
 def items(bench: Bench) -> list[Row]:
     if bench.tiny:
-        return [_item("tiny", "published", 40)]
+        return [_item("tiny", lengths, 40) for lengths in ("published", "zoo")]
     return [
         _item(target, lengths, CONTEXT)
         for lengths in ("published", "zoo")
@@ -174,16 +175,17 @@ def builders(bench: Bench, item: Row, sizes: Sizes) -> dict[str, Callable]:
         rest = {"draft_len": sizes.draft_len, "level": "intermediate"}
         return DeviceChain(small, memory, recorder=recorder, **rest)
 
-    def refine(memory, recorder):
+    def refine(memory, recorder, tree_size=None):
         head = eagle2(heads[1], sizes.inner_tree, memory, recorder)
         inner = level(small, head, memory, recorder, "intermediate", "verify_intermediate")
-        return DeviceRefine(inner, sizes.at_least)
+        return DeviceRefine(inner, sizes.at_least, tree_size)
 
     return {
         "ar": lambda *kept: level(target, None, *kept),
         "chain": lambda *kept: level(target, chain(*kept), *kept),
         "eagle2": lambda *kept: level(target, eagle2(heads[0], sizes.tree, *kept), *kept),
         "hierspec": lambda *kept: level(target, refine(*kept), *kept),
+        "narrow": lambda *kept: level(target, refine(*kept, sizes.narrow), *kept),
     }
 
 

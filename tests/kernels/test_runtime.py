@@ -2,12 +2,14 @@
 
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from launches import Launches
+from safetensors.torch import load_file, save_file
 from tiny import FAMILIES, make_head, make_model
 
 from hspec_lab.draft import Eagle2Drafter, RefineDrafter
@@ -23,7 +25,20 @@ CAPACITY = 64
 # of twelve tokens a tree holds many, so that some of a random head's are accepted
 TINY = FAMILIES["llama"] | {"head_dim": 16, "vocab_size": 12, "num_hidden_layers": 1}
 TREE = {"tree_size": 10, "depth": 2, "top_k": 4}
-METHODS = ["ar", "chain", "chain of itself", "eagle2", "hierspec", "hierspec of itself", "deeper"]
+METHODS = [
+    "ar",
+    "chain",
+    "chain of itself",
+    "eagle2",
+    "hierspec",
+    "hierspec of itself",
+    "deeper",
+    "narrow",
+]
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
 
 
 class Pair:
@@ -32,10 +47,23 @@ class Pair:
     def __init__(self, folder: Path, device: str):
         self.device = device
         self.models = [self.model(folder / f"m{seed}", seed) for seed in (0, 1)]
+        self.models.append(self.wavering(folder / "m2"))
         self.heads = [self.head(model) for model in self.models]
+
+    def wavering(self, folder: Path) -> FusedTransformer:
+        """Model 0 with noise on its output: what it says second is often what model 0 says."""
+        make_model(folder, seed=0, **TINY)
+        tensors = load_file(folder / "model.safetensors")
+        noise = torch.randn(tensors["lm_head.weight"].shape, generator=seeded(3))
+        tensors["lm_head.weight"] += 0.25 * noise
+        save_file(tensors, folder / "model.safetensors")
+        return self.opened(folder)
 
     def model(self, folder: Path, seed: int) -> FusedTransformer:
         make_model(folder, seed=seed, **TINY)
+        return self.opened(folder)
+
+    def opened(self, folder: Path) -> FusedTransformer:
         options = {"device": self.device, "dtype": torch.float16, "row_invariant": True}
         return FusedTransformer(Checkpoint(folder), "w8a16", **options)
 
@@ -52,8 +80,8 @@ class Pair:
         def eagle2(i: int):
             return Eagle2Drafter(self.heads[i], capacity=CAPACITY, **TREE)
 
-        def refine(i: int, drafter, at_least: int, **kind):
-            return RefineDrafter(level(i, drafter, "intermediate", **kind), at_least)
+        def refine(i: int, drafter, at_least: int, tree_size=None, **kind):
+            return RefineDrafter(level(i, drafter, "intermediate", **kind), at_least, tree_size)
 
         return level(
             0,
@@ -66,6 +94,7 @@ class Pair:
                 "greedy inside": lambda: refine(1, eagle2(1), 2, sampling=False),
                 "hierspec of itself": lambda: refine(0, eagle2(0), 3),
                 "deeper": lambda: refine(0, refine(1, eagle2(1), 1), 3),
+                "narrow": lambda: refine(2, eagle2(2), 2, tree_size=8, sampling=False),
             }[method](),
         )
 
@@ -86,9 +115,9 @@ class Pair:
             rest = {"draft_len": 2, "level": "intermediate", "temperature": temperature}
             return DeviceChain(self.models[i], memory, **rest, **kept)
 
-        def refine(i: int, drafter, at_least: int, **kind):
+        def refine(i: int, drafter, at_least: int, tree_size=None, **kind):
             inner = level(i, drafter, "intermediate", "verify_intermediate", **kind)
-            return DeviceRefine(inner, at_least)
+            return DeviceRefine(inner, at_least, tree_size)
 
         return level(
             0,
@@ -101,6 +130,7 @@ class Pair:
                 "greedy inside": lambda: refine(1, eagle2(1), 2, sampling=False),
                 "hierspec of itself": lambda: refine(0, eagle2(0), 3),
                 "deeper": lambda: refine(0, refine(1, eagle2(1), 1), 3),
+                "narrow": lambda: refine(2, eagle2(2), 2, tree_size=8, sampling=False),
             }[method](),
         )
 
@@ -125,6 +155,23 @@ def test_rounds_are_those_of_the_hosts_loop(pair, method):
             assert ours.sources == theirs.sources or "itself" in method
             assert ours.n_proposed == theirs.n_proposed
         assert found.tokens == wanted.tokens and found.cache.kv_len == wanted.cache.kv_len
+
+
+def test_rivals_are_kept_now_and_then(pair):
+    """The comparison above would prove little of narrow trees if only first choices were kept."""
+    host = pair.by_host("narrow")
+    rivals = 0
+    for prompt in [(1, 2, 3), (5, 7), (9, 4, 4, 2)]:
+        with torch.inference_mode():
+            host.start(list(prompt))
+            for _ in range(3):
+                proposal = host.drafter.propose()
+                with patch.object(host.drafter, "propose", return_value=proposal):
+                    step = host.round()
+                drafted = proposal.tree.tokens[1:]
+                n = len(step.tokens) - 1
+                rivals += step.tokens[:n] != drafted[:n]
+    assert rivals >= 2
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -175,7 +222,9 @@ def check_stages(decoder: DeviceLevel, monkeypatch) -> None:
     assert bool(inner_rounds) == isinstance(decoder.drafter, DeviceRefine)
 
 
-@pytest.mark.parametrize("method", ["ar", "chain of itself", "eagle2", "hierspec of itself"])
+@pytest.mark.parametrize(
+    "method", ["ar", "chain of itself", "eagle2", "hierspec of itself", "narrow"]
+)
 def test_a_stage_launches_the_same_every_time_and_waits_for_nothing(pair, method, monkeypatch):
     check_stages(pair.on_device(method), monkeypatch)
 

@@ -25,21 +25,24 @@ def measured(tmp_path_factory):
 
 
 @interpreted
-def test_every_method_runs_rounds_with_the_lengths_it_is_given(measured):
-    table = read_table(measured, "rounds").set_index("method")
-    assert list(table.index) == list(rounds.METHODS)
+@pytest.mark.parametrize("lengths", ["published", "zoo"])
+def test_every_method_runs_rounds_with_the_lengths_it_is_given(measured, lengths):
+    table = read_table(measured, "rounds").query("lengths == @lengths").set_index("method")
+    assert sorted(table.index) == sorted(rounds.METHODS)
+    if lengths == "published":
+        assert table.loc["narrow", "note"].startswith("nothing published for narrow")
+        table = table.drop(index="narrow")
     assert table.loc["ar", "mean_emitted"] == 1 and table.loc["ar", "speed_up"] == 1
-    # the first recorded length is 4 and 6, and a draft of two with the bonus is three
+    found = accepted.published if lengths == "published" else accepted.of_zoo
+    # one slice of warming up has taken the first length; a draft of two with the bonus is three
     for method in ("chain", "eagle2"):
-        first = accepted.published(method).target[1]
-        assert table.loc[method, "mean_emitted"] == min(first, 3)
+        assert table.loc[method, "mean_emitted"] == min(found(method).target[1], 3)
     assert (table["us_per_token"] > 0).all()
-    phases = [column for column in rounds.COLUMNS if column.endswith("_us")][4:]
     drafted = table.drop(index="ar")
     assert (drafted["draft_us"] > 0).all() and (drafted["verify_target_us"] > 0).all()
-    assert (table.loc["hierspec", "verify_intermediate_us"]) > 0
-    assert phases[-1] == "gap_us" and (table["gap_us"] < 0.2 * table["round_us"]).all()
-    assert table.loc["hierspec", "source"] == "replayed from estimated lengths"
+    assert table.loc["hierspec", "verify_intermediate_us"] > 0
+    assert (table["gap_us"] < 0.2 * table["round_us"]).all()
+    assert drafted["source"].str.startswith("replayed from ").all()
 
 
 @interpreted
@@ -95,12 +98,15 @@ def cycles(found, at_least: int, n: int) -> tuple[list[int], int]:
     return emitted, n_full
 
 
-@pytest.mark.parametrize("method", ["chain", "eagle2", "hierspec"])
+@pytest.mark.parametrize("method", ["chain", "eagle2", "hierspec", "narrow"])
 def test_lengths_of_the_shipped_runs_are_those_of_their_rounds(method):
     found = accepted.of_zoo(method)
-    assert found.source.startswith(f"replayed from {method} run") and len(found.target) > 200
-    assert min(found.target) >= 1
-    if method == "hierspec":
+    assert found.source.startswith("replayed from ") and len(found.target) > 200
+    assert min(map(abs, found.target)) >= 1
+    # rivals are a narrow tree's alone, and where it has them they are kept now and then
+    share = sum(length < 0 for length in found.target) / len(found.target)
+    assert (0.1 < share < 0.6) if method == "narrow" else share == 0
+    if method in ("hierspec", "narrow"):
         assert len(found.intermediate) >= len(found.target)
         assert max(found.intermediate) <= 4  # a tree of depth three
     else:
