@@ -126,8 +126,8 @@ class PathPass(Pass):
         state = self.state
         n_nodes = self.level.drafter.n_text - state.kv_len
         tokens = self.level.memory.text.index_select(0, state.kv_len + self.place)
-        # rows behind the draft are padding, which nobody's child is
-        parents = torch.where(self.place < n_nodes, self.place - 1, -1)
+        # rows behind the draft are padding, whose parent is -1
+        parents = (self.place < n_nodes) * self.place - 1
         self._decide(tokens, parents, n_nodes, self.level.drafter.p_draft)
 
     def _commit(self) -> None:

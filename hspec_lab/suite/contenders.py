@@ -77,10 +77,15 @@ def _torch_int4(bench: Bench, R: int, C: int) -> Contender:
     )
 
 
+def w4a16_weights(bench: Bench, R: int, C: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Packed 4-bit weights, scales and zeros."""
+    return _bytes(bench, R, C // 2), *(_scales(bench, R, C // GROUP) for _ in range(2))
+
+
 def _w4a16(bench: Bench, R: int, C: int, row_invariant: bool = False) -> Contender:
     from hspec_kernels.w4a16_matmul import w4a16_matmul
 
-    weights = (_bytes(bench, R, C // 2), *(_scales(bench, R, C // GROUP) for _ in range(2)))
+    weights = w4a16_weights(bench, R, C)
     return Contender(
         lambda x: w4a16_matmul(x, *weights, GROUP, row_invariant=row_invariant), _nbytes(*weights)
     )

@@ -10,7 +10,7 @@ import torch
 
 from hspec_lab.experiment import Progress, conditions
 from hspec_lab.quant.device import check_triton
-from hspec_lab.suite import ceilings, curves, gaps, matmuls, right, rounds
+from hspec_lab.suite import ceilings, curves, gaps, matmuls, right, rounds, sweep
 from hspec_lab.suite import folder as on_disk
 from hspec_lab.suite.device_facts import device_facts
 from hspec_lab.suite.part import Bench, Part, Row, attempt
@@ -23,6 +23,7 @@ PARTS: tuple[Part, ...] = (
     rounds.PART,
     curves.PART,
     gaps.PART,
+    sweep.PART,
 )
 WRITE_SECONDS = 10.0
 

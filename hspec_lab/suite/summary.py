@@ -6,7 +6,13 @@ import pandas as pd
 
 from hspec_lab.suite.folder import read_head, read_table
 from hspec_lab.suite.line import Line, as_table, not_measured
-from hspec_lab.suite.summary_models import curves_text, gaps_text, model_lines, rounds_text
+from hspec_lab.suite.summary_models import (
+    curves_text,
+    gaps_text,
+    model_lines,
+    rounds_text,
+    sweep_text,
+)
 
 # (R, C) of the layers, and the rows, whose numbers are to be reached: measured first
 WANTED_SIZES = ((4096, 14336), (8192, 28672))
@@ -25,7 +31,7 @@ def as_text(folder: Path | str) -> str:
         ValueError: the folder holds no suite, or a file of it is damaged.
     """
     head = read_head(Path(folder))
-    names = ("kernels_right", "ceilings", "matmuls", "rounds", "curves", "gaps")
+    names = ("kernels_right", "ceilings", "matmuls", "rounds", "curves", "gaps", "sweep")
     tables = {name: read_table(Path(folder), name) for name in names}
     tables = {name: table for name, table in tables.items() if table is not None}
     unfinished = {name for name, n in head.get("items", {}).items() if n["done"] < n["all"]}
@@ -37,6 +43,7 @@ def as_text(folder: Path | str) -> str:
         rounds_text(tables.get("rounds")),
         curves_text(tables.get("curves")),
         gaps_text(tables.get("gaps")),
+        sweep_text(tables.get("sweep")),
         _ratios(tables),
         _ceilings(tables.get("ceilings")),
     ]

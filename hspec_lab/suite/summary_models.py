@@ -1,4 +1,4 @@
-"""What the suite says of whole models: cost curves, rounds end to end, and time between kernels."""
+"""What the suite says of whole models and of tile shapes."""
 
 import pandas as pd
 
@@ -97,3 +97,27 @@ def gaps_text(gaps: pd.DataFrame | None, n_shown: int = 8) -> str:
             rows.append([model, row["kernel"][:60], *numbers])
     heads = ["model", "kernel", "launches", "us", "share"]
     return "One plain W4A16 step, kernel by kernel:\n\n" + as_table(heads, rows)
+
+
+def sweep_text(sweep: pd.DataFrame | None) -> str:
+    """The fastest tile shape beside the chosen one, for each size."""
+    measured = None if sweep is None else sweep.dropna(subset="time_us")
+    if measured is None or not len(measured):
+        return "Tile shapes: not swept"
+    rows = []
+    for (R, C, n), found in measured.groupby(["R", "C", "rows"], sort=False):
+        best, chosen = found.loc[found["time_us"].idxmin()], found[found["chosen"]]
+        lost = chosen["time_us"].iloc[0] / best["time_us"] - 1 if len(chosen) else float("nan")
+        tiles = [str(best[name]) for name in ("block_r", "block_t", "splits", "num_stages")]
+        rows.append([f"{R}x{C}", str(n), f"{best['time_us']:.1f}", *tiles, f"{lost:.0%}"])
+    heads = [
+        "layer",
+        "rows",
+        "best us",
+        "block_r",
+        "block_t",
+        "splits",
+        "num_stages",
+        "chosen loses",
+    ]
+    return "Tile shapes of w4a16, the fastest:\n\n" + as_table(heads, rows)

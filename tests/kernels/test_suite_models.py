@@ -8,7 +8,13 @@ import pytest
 from hspec_lab.suite import accepted, as_text, curves, gaps, rounds, run_suite
 from hspec_lab.suite.folder import read_table
 from hspec_lab.suite.part import Bench
-from hspec_lab.suite.summary_models import curves_text, gaps_text, model_lines, rounds_text
+from hspec_lab.suite.summary_models import (
+    curves_text,
+    gaps_text,
+    model_lines,
+    rounds_text,
+    sweep_text,
+)
 
 interpreted = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") != "1", reason="tiny sizes are for the interpreter"
@@ -19,7 +25,7 @@ BENCH = Bench(device="cpu", tiny=True, repeats=2)
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
     folder = tmp_path_factory.mktemp("suite")
-    parts = ("rounds", "curves", "gaps")
+    parts = ("rounds", "curves", "gaps", "sweep")
     assert run_suite(folder, device="cpu", tiny=True, parts=parts) == dict.fromkeys(parts, 0)
     return folder
 
@@ -53,6 +59,15 @@ def test_a_curve_says_what_bounds_it(measured):
     assert (table["of_roofline"] - bound_us / table["time_us"]).abs().max() < 1e-9
     # a quarter byte more than half a byte a weight, and 40 tokens of keys and values
     assert (table["bytes"] > 40 * 2 * 2 * 32 * 2).all() and not table["graph"].any()
+
+
+@interpreted
+def test_tile_shapes_are_compared_with_the_chosen_one(measured):
+    table = read_table(measured, "sweep")
+    assert len(table) == 2 and table["chosen"].sum() == 1 and (table["time_us"] > 0).all()
+    best, chosen = table["time_us"].min(), table.loc[table["chosen"], "time_us"].iloc[0]
+    assert f"| 64x256 | 3 | {best:.1f} |" in sweep_text(table)
+    assert f"| {chosen / best - 1:.0%} |" in sweep_text(table)
 
 
 @interpreted
