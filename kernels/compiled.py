@@ -36,6 +36,10 @@ _BRANCH = re.compile(r"BRA\S* .*`\((\.L_x_\d+)\)")
 # "/*0a30*/  @!P0 LDG.E.128 R4, ..." -> LDG
 _INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)")
 
+# integer work that turns packed weights into numbers, and tensor-core instructions
+_UNPACKING = ("PRMT", "LOP3", "SHF", "I2F", "I2FP", "HADD2", "HFMA2", "HMUL2", "HADD2_32")
+_TENSOR = ("HMMA", "IMMA", "QMMA", "HGMMA", "IGMMA", "QGMMA", "UTCHMMA", "UTCIMMA", "UTCQMMA")
+
 
 @dataclass(frozen=True, slots=True)
 class Compiled:
@@ -58,6 +62,10 @@ class Compiled:
     loop: int = 0
     loop_per_weight: float | None = None
 
+    @property
+    def tensor_instructions(self) -> int:
+        return sum(self.instructions.get(name, 0) for name in _TENSOR)
+
     def broken_budgets(self, case: CompileCase) -> list[str]:
         """What this kernel uses beyond what its case allows."""
         found = []
@@ -67,6 +75,8 @@ class Compiled:
             found.append(f"{self.registers} registers, {case.max_registers} allowed")
         if self.shared_bytes > case.max_shared_bytes:
             found.append(f"{self.shared_bytes} B shared, {case.max_shared_bytes} allowed")
+        if "weights" in case.facts and not self.tensor_instructions:
+            found.append("no tensor-core instruction: the compiler gave up")
         most = case.max_loop_per_weight
         # Blackwell's tensor cores take no operand from registers, which costs what it costs
         if most is not None and self.target < 100 and self.loop_per_weight > most:
@@ -194,9 +204,6 @@ def _line(made: Compiled) -> str:
     )
 
 
-# integer work that turns packed weights into numbers, and tensor-core instructions
-_UNPACKING = ("PRMT", "LOP3", "SHF", "I2F", "I2FP", "HADD2", "HFMA2", "HMUL2", "HADD2_32")
-_TENSOR = ("HMMA", "IMMA", "QMMA", "HGMMA", "IGMMA", "QGMMA", "UTCHMMA", "UTCIMMA", "UTCQMMA")
 # per SM: registers, bytes of shared memory, warps
 SM_LIMITS = {80: (65536, 164 << 10, 64), 90: (65536, 228 << 10, 64), 100: (65536, 228 << 10, 64)}
 
@@ -219,13 +226,11 @@ def page(rows: list[Compiled]) -> str:
     ]
     for made in rows:
         counts = made.instructions
-        unpacking, tensor = (
-            sum(counts.get(name, 0) for name in names) for names in (_UNPACKING, _TENSOR)
-        )
+        unpacking = sum(counts.get(name, 0) for name in _UNPACKING)
         lines.append(
             f"| {made.operation} | {made.case} | sm_{made.target} | {made.registers} "
             f"| {made.spill_bytes} | {made.shared_bytes} | {made.num_warps} "
-            f"| {programs_per_sm(made)} | {unpacking} | {tensor} | {sum(counts.values())} "
+            f"| {programs_per_sm(made)} | {unpacking} | {made.tensor_instructions} | {sum(counts.values())} "
             f"| {'' if made.loop_per_weight is None else f'{made.loop_per_weight:.2f}'} |"
         )
     return "\n".join(lines) + "\n"

@@ -139,7 +139,7 @@ def choose(T: int, R: int, C: int, row_invariant: bool = False) -> Config:
     return next(c for c in CONFIGS if (c.block_t, c.splits) == (block_t, splits))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def _fp8_matmul_kernel(
     x_ptr,  # [T, C]
     x_scale_ptr,  # [T] fp32; not read unless x is e4m3

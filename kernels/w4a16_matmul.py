@@ -246,7 +246,7 @@ def _widen(words, dtype: tl.constexpr, ASM: tl.constexpr):
         return n0 - 136.0, n1 - 136.0, n2 - 136.0, n3 - 136.0
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["T"])
 def _w4a16_matmul_kernel(
     x_ptr,  # [T, C]
     packed_ptr,  # [R, 32 * ceil(C / 128)] int16

@@ -154,7 +154,7 @@ def choose(T: int, R: int, C: int) -> Config:
     return next(c for c in CONFIGS if (c.block_t, c.splits) == (block_t, splits))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def _w4a8_matmul_kernel(
     xq_ptr,  # [T, C] int8
     x_scale_ptr,  # [T] fp32

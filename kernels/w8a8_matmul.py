@@ -155,7 +155,7 @@ def splits_for(programs: int, C: int) -> int:
     return min(enough, default=SPLITS[-1])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def _w8a8_matmul_kernel(
     xq_ptr,  # [T, C] int8
     x_scale_ptr,  # [T] fp32

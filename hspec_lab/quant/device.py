@@ -181,8 +181,10 @@ class DeviceW8A16(_DeviceLinear):
         return wna16_matmul(x, packed, scale, None, 8, C, row_invariant=self.row_invariant)
 
     def dequantized(self) -> Tensor:
+        from hspec_kernels.wna16_matmul import unpack_wna16
+
         packed, scale = self.tensors
-        return (packed[:, : self.shape[1]].float() - 128) * scale.float()
+        return (unpack_wna16(packed, 8, self.shape[1]).float() - 128) * scale.float()
 
 
 class DeviceWNA16(_DeviceLinear):

@@ -4,6 +4,7 @@ On CUDA a stage runs as it is the first time, which compiles its kernels; the se
 captured as a CUDA graph, and from then on one launch replays it.  Elsewhere it simply runs.
 """
 
+import gc
 from collections.abc import Callable
 
 import torch
@@ -39,11 +40,21 @@ class Stage:
 
     def __call__(self) -> None:
         if self._graph is None and self._ran and self.device.type == "cuda":
-            self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph, pool=self._pool, capture_error_mode="thread_local"):
-                self._launches()
+            self._graph = self._captured()
         if self._graph is not None:
             self._graph.replay()
         else:
             self._launches()
             self._ran = True
+
+    def _captured(self) -> torch.cuda.CUDAGraph:
+        graph, collects = torch.cuda.CUDAGraph(), gc.isenabled()
+        # decoders are cycles: collecting one would free its graphs in the middle of this capture
+        gc.disable()
+        try:
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                self._launches()
+        finally:
+            if collects:
+                gc.enable()
+        return graph

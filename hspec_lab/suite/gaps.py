@@ -1,9 +1,10 @@
 """Part `gaps`: where the microseconds of one decoding step go, kernel by kernel, and between them.
 
-One step of plain decoding is three CUDA graphs.  PyTorch's profiler notes when each kernel inside
+One step of plain decoding is two CUDA graphs.  PyTorch's profiler notes when each kernel inside
 them ran; what remains of the time from the first kernel to the last is `between kernels`: launches
-that the graph has made cheap, not free.  The profiler itself slows launches a little, so shares are
-what to read, and part `curves` for times.
+that the graph has made cheap, not free, and once a step the host's turn, which reads a token and
+launches the next graph.  The profiler itself slows launches a little, so shares are what to read,
+and part `curves` for times.
 """
 
 from collections.abc import Iterable

@@ -1,5 +1,6 @@
 """Models with real shapes and made-up weights, as the suite's parts need them."""
 
+import gc
 import json
 import tempfile
 from functools import lru_cache
@@ -33,6 +34,8 @@ def tiny_shape() -> str:
 
 def make_model(bench: Bench, shape: str, scheme: str, context: int, row_invariant: bool = False):
     """A `FusedTransformer` of a shape, `context` positions long."""
+    # decoders of earlier items are cycles, which would keep their models in the device's memory
+    gc.collect()
     where = tiny_shape() if bench.tiny else shape
     return load(
         f"shape:{where}@{scheme}",

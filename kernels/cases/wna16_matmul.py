@@ -5,9 +5,9 @@ import torch
 from hspec_kernels.case import CompileCase, ValueCase
 from hspec_kernels.w4a16_matmul import Config
 from hspec_kernels.wna16_matmul import (
+    BLOCK_C,
     _wna16_matmul_kernel,
     choose,
-    constants,
     pack_wna16,
     wna16_matmul,
     wna16_matmul_ref,
@@ -69,38 +69,49 @@ VALUES = [
 ]
 
 
-# by (bits, block_r, block_t); the most is always sm_80's, where sums stay in registers
-_MAX_REGISTERS = {
-    (2, 128, 16): 128,
-    (2, 128, 32): 144,
-    (2, 64, 16): 96,
-    (2, 64, 32): 116,
-    (2, 64, 64): 132,
-    (3, 64, 16): 132,
-    (3, 64, 32): 132,
-    (3, 64, 64): 156,
-    (8, 64, 16): 84,
-    (8, 64, 32): 96,
-    (8, 64, 64): 164,
+# by (bits, group size, block_r, block_t): registers, the most of all targets, and instructions a
+# weight, the most of sm_80 and sm_90
+_MOST = {
+    (8, 0, 128, 16): (112, 3.25),
+    (8, 0, 128, 32): (140, 3.25),
+    (8, 0, 64, 32): (104, 4.0),
+    (8, 0, 64, 64): (104, 4.75),
+    (8, 32, 128, 32): (168, 4.75),
+    (3, 128, 128, 16): (168, 3.25),
+    (3, 128, 128, 32): (168, 3.25),
+    (3, 128, 64, 32): (120, 4.5),
+    (3, 128, 64, 64): (132, 4.5),
+    (2, 64, 128, 16): (200, 3.25),
+    (2, 64, 128, 32): (200, 3.25),
+    (2, 64, 64, 64): (160, 4.75),
 }
 
 
 def compiled(
-    config: Config, bits: int, C: int, group_size: int, dtype: str, zeros: bool = True
+    config: Config,
+    bits: int,
+    group_size: int,
+    dtype: str,
+    zeros: bool = True,
+    targets=(80, 90, 100),
 ) -> CompileCase:
-    kind = constants(getattr(torch, dtype), C, bits, group_size)
-    name = {"float16": "fp16", "bfloat16": "bf16"}[dtype]
-    pointers = dict.fromkeys(("x_ptr", "scale_ptr", "zero_ptr"), f"*{name}")
-    part = f"*{name}" if config.splits == 1 else "*fp32"
-    sizes = dict.fromkeys(("T", "R", "C", "n_groups"), "i32")
+    """`group_size` 0: one for the row."""
+    pointers = dict.fromkeys(("x_ptr", "scale_ptr", "zero_ptr", "out_ptr"), f"*{dtype}")
+    part = f"*{dtype}" if config.splits == 1 else "*fp32"
+    pointers |= {"packed_ptr": "*i16", "part_ptr": part}
+    pointers["arrived_ptr"] = "*i16" if config.splits == 1 else "*i32"
+    registers, loop = _MOST[bits, group_size, config.block_r, config.block_t]
     tile = f"r{config.block_r}-t{config.block_t}-s{config.splits}"
     return CompileCase(
-        name=f"{name}-{bits}b-g{group_size}{'' if zeros else '-symmetric'}-{tile}",
+        name=f"{dtype}-{bits}b-g{group_size or 'C'}{'' if zeros else '-symmetric'}-{tile}",
         kernel=_wna16_matmul_kernel,
-        signature=pointers | {"packed_ptr": "*u8", "part_ptr": part} | sizes,
-        constants=kind
-        | {
+        signature=pointers | dict.fromkeys(("T", "R", "C"), "i32"),
+        constants={
+            "BITS": bits,
+            "G": group_size,
             "HAS_ZERO": zeros,
+            "EVEN": True,
+            "ASM": True,
             "SPLITS": config.splits,
             "BLOCK_R": config.block_r,
             "BLOCK_T": config.block_t,
@@ -108,20 +119,36 @@ def compiled(
         divisible=("R", "C"),
         num_warps=config.num_warps,
         num_stages=config.num_stages,
-        max_registers=_MAX_REGISTERS[bits, config.block_r, config.block_t],
+        max_registers=registers,
         max_shared_bytes=76 * 1024,
-        facts={"bits": bits, "weights": config.block_r * 128, "block_t": config.block_t},
+        max_loop_per_weight=loop,
+        targets=targets,
+        facts={
+            "bits": bits,
+            "weights": config.block_r * BLOCK_C[bits],
+            "block_t": config.block_t,
+        },
     )
 
 
-# Llama-3-8B's gate and up projection, and its down projection
-_LAYERS = ((28672, 4096), (4096, 14336))
-_CHOSEN = {
-    (choose(T, R, C, bits), bits, C) for bits in (8, 3, 2) for T in (1, 24, 64) for R, C in _LAYERS
-}
+# bits, group size and zeros of the formats that are made of them; Llama-3-8B's gate and up
+# projection, output layer, down projection, and a layer too small for tall tiles
+_FORMATS = ((8, 0, False), (2, 64, True))
 COMPILED = [
-    *(compiled(*key, 128, "bfloat16") for key in sorted(_CHOSEN, key=str)),
-    *(compiled(choose(24, 4096, 14336, b), b, 14336, 128, "float16") for b in (8, 3, 2)),
-    *(compiled(choose(24, 4096, 14336, b), b, 14336, 32, "bfloat16") for b in (8, 3, 2)),
-    *(compiled(choose(1, 28672, 4096, b), b, 4096, 4096, "bfloat16", False) for b in (8, 3, 2)),
+    *(
+        compiled(choose(T, 28672, 4096, bits), bits, G, "bf16", zeros)
+        for bits, G, zeros in _FORMATS
+        for T in (1, 24, 64)
+    ),
+    compiled(choose(1, 128256, 4096, 8), 8, 0, "fp16", False),
+    compiled(choose(24, 4096, 14336, 2), 2, 64, "fp16"),
+    compiled(choose(24, 4096, 4096, 8), 8, 0, "bf16", False),
+    # small groups with zeros: the most that is done to a weight
+    compiled(choose(24, 28672, 4096, 8), 8, 32, "bf16"),
+    # 3 bits: sm_100 has tiles of its own for more than 16 rows
+    compiled(choose(1, 28672, 4096, 3), 3, 128, "bf16"),
+    compiled(choose(24, 28672, 4096, 3), 3, 128, "bf16", targets=(80, 90)),
+    compiled(choose(64, 28672, 4096, 3), 3, 128, "bf16", targets=(80, 90)),
+    compiled(choose(24, 4096, 14336, 3), 3, 128, "fp16", targets=(80, 90)),
+    compiled(choose(24, 28672, 4096, 3, tensor_memory=True), 3, 128, "bf16", targets=(100,)),
 ]

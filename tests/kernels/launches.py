@@ -4,6 +4,8 @@ from unittest.mock import patch
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from triton.runtime.interpreter import GridExecutor
+from triton.runtime.jit import JITFunction
 
 # these read a value of the device, or make a shape of one
 _WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "unique", "equal", "item"}
@@ -31,12 +33,8 @@ class Launches(TorchDispatchMode):
     def __enter__(self):
         for name in _READS:
             self._patch(torch.Tensor, name, _refusing(name))
-        try:
-            from triton.runtime.interpreter import GridExecutor
-
-            self._patch(GridExecutor, "__call__", self._kernel(GridExecutor.__call__))
-        except ImportError:
-            pass
+        self._patch(GridExecutor, "__call__", self._interpreted(GridExecutor.__call__))
+        self._patch(JITFunction, "run", self._compiled(JITFunction.run))
         return super().__enter__()
 
     def __exit__(self, *failure):
@@ -49,7 +47,14 @@ class Launches(TorchDispatchMode):
         change.start()
         self._patches.append(change)
 
-    def _kernel(self, execute):
+    def _compiled(self, run):
+        def launch(kernel, *args, **kwargs):
+            self.log.append((kernel.fn.__name__, _plain(args), _plain(kwargs)))
+            return run(kernel, *args, **kwargs)
+
+        return launch
+
+    def _interpreted(self, execute):
         real = {name: getattr(torch.Tensor, name) for name in _READS}
         real = {n: f if not hasattr(f, "refused") else f.refused for n, f in real.items()}
 

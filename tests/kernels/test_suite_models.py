@@ -52,6 +52,26 @@ def test_every_method_runs_rounds_with_the_lengths_it_is_given(measured, lengths
 
 
 @interpreted
+@pytest.mark.parametrize("broken", ["ar", "chain"])
+def test_a_method_that_cannot_run_leaves_the_others_their_numbers(broken, monkeypatch):
+    made = rounds.builders
+
+    def fails(memory, recorder):
+        raise RuntimeError("no such kernel")
+
+    def some(*what):
+        return {name: made(*what)[name] for name in ("ar", "chain")} | {broken: fails}
+
+    monkeypatch.setattr(rounds, "builders", some)
+    found = {row["method"]: row for row in rounds.measure(BENCH, rounds.items(BENCH)[0])}
+    assert found[broken]["note"] == "RuntimeError: no such kernel"
+    if broken == "ar":
+        assert found["chain"]["note"].startswith("plain decoding")
+    else:
+        assert found["ar"]["speed_up"] == 1 and "note" not in found["ar"]
+
+
+@interpreted
 def test_a_curve_says_what_bounds_it(measured):
     table = read_table(measured, "curves")
     assert list(table["n"]) == [1, 5] and (table["time_us"] > 0).all()

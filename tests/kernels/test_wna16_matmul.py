@@ -1,14 +1,21 @@
-"""8-, 3- and 2-bit matmul: packing, hand-computed products, refused inputs, separate rows."""
+"""8-, 3- and 2-bit matmul: packing, assembly, hand-computed products, refused inputs."""
 
 import pytest
 import torch
 
 from hspec_kernels.case import rms_ratio
 from hspec_kernels.cases.wna16_matmul import make
-from hspec_kernels.w4a16_matmul import Config
+from hspec_kernels.w4a16_matmul import Config, arrival_counters
 from hspec_kernels.wna16_matmul import (
+    BLOCK_C,
     CONFIGS,
-    MAGIC,
+    EIGHT_BF16,
+    EIGHT_FP16,
+    THREE_BF16,
+    THREE_FP16,
+    TWO_BF16,
+    TWO_FP16,
+    WIDTH,
     choose,
     pack_wna16,
     unpack_wna16,
@@ -22,25 +29,31 @@ BITS = pytest.mark.parametrize("bits", [8, 3, 2])
 ONE = Config(64, 16, 1, 4, 3)
 
 
-def test_two_bits_lie_in_block_quarters():
-    q = torch.zeros(1, 128, dtype=torch.uint8)
-    q[0, [0, 32, 64, 96, 31, 127]] = torch.tensor([1, 2, 3, 1, 2, 3], dtype=torch.uint8)
-    packed = pack_wna16(q, 2)
-    assert packed.shape == (1, 32)
-    assert packed[0, 0] == 0b01_11_10_01 and packed[0, 31] == 0b11_00_00_10
-    assert packed[0, 1:31].sum() == 0
+def words_of(bits, codes):
+    """The 16-bit words of one block that holds `codes`, {column: code}, and zeros."""
+    q = torch.zeros(1, BLOCK_C[bits], dtype=torch.uint8)
+    for column, code in codes.items():
+        q[0, column] = code
+    packed = pack_wna16(q, bits)[0]
+    assert len(packed) == BLOCK_C[bits] * bits // 8
+    words = {i: int(word) & 0xFFFF for i, word in enumerate(packed.view(torch.int16))}
+    return {i: word for i, word in words.items() if word}
 
 
-def test_three_bits_lie_in_quarters_and_eighths():
-    q = torch.zeros(1, 256, dtype=torch.uint8)
-    q[0, [5, 133, 229]] = torch.tensor([0b101, 0b110, 0b111], dtype=torch.uint8)
-    packed = pack_wna16(q, 3)
-    assert packed.shape == (1, 96)
-    # column 133 is the first quarter of the second block, 229 its last
-    assert packed[0, 5] == 0b01 and packed[0, 32 + 5] == 0b11_00_00_10
-    # eighths 0, 4 and 7 lie at bits 2, 3 and 1
-    assert packed[0, 64 + 5] == 0b1110
-    assert packed.count_nonzero() == 3
+def test_eight_bits_lie_in_halves_of_a_block():
+    assert words_of(8, {0: 1, 32: 2, 31: 255}) == {0: 0x0201, 31: 0x00FF}
+    assert words_of(8, {64: 3, 127: 128}) == {32: 0x0003, 63: 0x8000}
+
+
+def test_two_bits_lie_in_eighths_of_a_block():
+    assert words_of(2, {0: 1, 32: 2, 64: 3, 224: 2}) == {0: 0b10_00_00_00_00_11_10_01}
+    assert words_of(2, {31: 3, 255: 1}) == {31: 0b01_00_00_00_00_00_00_11}
+
+
+def test_three_bits_lie_in_thirds_of_a_block_and_what_is_over_in_highest_bits():
+    assert words_of(3, {5: 0b101, 21: 0b110, 69: 0b111}) == {5: 0b0_111_000_000_110_101}
+    assert words_of(3, {80: 1, 160: 2}) == {16: 1, 32: 2}
+    assert words_of(3, {240: 0b101, 255: 0b010}) == {0: 1 << 15, 32: 1 << 15, 31: 1 << 15}
 
 
 @BITS
@@ -84,18 +97,93 @@ def test_a_group_may_be_the_whole_row(multiply, device):
     assert multiply(x, packed, scale, zero, 2, 3).tolist() == [[3.5 - 1 + 1 - 0, -7.0]]
 
 
-def test_numbers_of_every_code_fit_their_mantissa():
-    """What the kernel does to codes, in torch, for bf16 too, which the interpreter cannot run."""
-    for dtype, (magic, mantissa) in MAGIC.items():
-        for bits in (2, 3):
-            for part in range(8):
-                at = 2 * (part % 4) - max(2 * (part % 4) + bits - mantissa, 0)
-                code = torch.arange(2**bits, dtype=torch.int16) << at
-                assert at >= 0 and int(code.max()) < 2**mantissa
-                number = (code | magic).view(dtype) * 2.0**-at
-                middle = 2.0 ** (mantissa - at) + 2 ** (bits - 1)
-                assert torch.tensor(middle, dtype=dtype).item() == middle
-                assert (number - middle).tolist() == [q - 2 ** (bits - 1) for q in range(2**bits)]
+def permuted(a, b, selector):
+    """PTX's byte permutation: the bytes of `a`, then those of `b`, by the selector's digits."""
+    source = a.to_bytes(4, "little") + b.to_bytes(4, "little")
+    return int.from_bytes(bytes(source[selector >> 4 * i & 7] for i in range(4)), "little")
+
+
+def looked_up(a, b, c, table):
+    """Bit by bit, what the table says of three."""
+    bits = (table >> ((a >> i & 1) << 2 | (b >> i & 1) << 1 | c >> i & 1) & 1 for i in range(32))
+    return sum(bit << i for i, bit in enumerate(bits))
+
+
+# what the instructions of the assembly do to 32-bit registers
+PTX = {"shr.b32": lambda a, n: a >> n, "lop3.b32": looked_up, "prmt.b32": permuted}
+TEXTS = {
+    (8, torch.float16): EIGHT_FP16,
+    (8, torch.bfloat16): EIGHT_BF16,
+    (3, torch.float16): THREE_FP16,
+    (3, torch.bfloat16): THREE_BF16,
+    (2, torch.float16): TWO_FP16,
+    (2, torch.bfloat16): TWO_BF16,
+}
+
+
+def executed(text, n_results, words):
+    """Registers [n_results] that the assembly makes of registers `words`."""
+    register = {f"${n_results + i}": word for i, word in enumerate(words)}
+    for line in text.strip("{}\n").split(";"):
+        operation, _, operands = line.strip().partition(" ")
+        if operation and operation != ".reg":
+            to, *sources = (name.strip() for name in operands.split(","))
+            values = [register[x] if x in register else int(x, 0) for x in sources]
+            register[to] = PTX[operation](*values)
+    return [register[f"${i}"] for i in range(n_results)]
+
+
+def centred(patterns, bits, dtype):
+    """What the kernel makes of the assembly's results, [parts, 2]."""
+    numbers = torch.tensor([[n & 0xFFFF, n >> 16] for n in patterns]).to(torch.int16).view(dtype)
+    if bits == 8:
+        return numbers - 1152 if dtype == torch.float16 else numbers[:2] + numbers[2:]
+    mantissa = 10 if dtype == torch.float16 else 7
+    places = [p % (16 // bits) if p < 15 else 5 for p in range(len(patterns))]
+    at = bits * torch.tensor([place % (mantissa // bits) for place in places])[:, None]
+    scaled = numbers * torch.exp2(-at).to(dtype)
+    middle = 2.0 ** (mantissa - at) + 2 ** (bits - 1)
+    assert torch.equal(middle, middle.to(dtype).float())
+    return scaled - middle.to(dtype)
+
+
+@pytest.mark.parametrize("bits, dtype", TEXTS, ids=str)
+def test_the_assembly_takes_words_apart_as_unpacking_does(bits, dtype, generator):
+    """For bf16 too, which the interpreter cannot run; two words side by side in a register."""
+    n_words, width = {8: 1, 3: 3, 2: 1}[bits], WIDTH[bits]
+    n_results = {8: 2 if dtype == torch.float16 else 4, 3: 16, 2: 8}[bits]
+    drawn = torch.randint(0, 2**16, (200, n_words, 2), generator=generator)
+    ends = torch.tensor([[0, 0xFFFF], [0xFFFF, 0], [0x8000, 1], [0x7F80, 0x80FF]])
+    for pair in torch.cat([drawn, ends[:, None].expand(-1, n_words, -1)]):
+        block = torch.zeros(BLOCK_C[bits] * bits // 16, dtype=torch.int32)
+        block.view(-1, width)[:n_words, :2] = pair.int()
+        packed = torch.stack([block & 0xFF, block >> 8], dim=1).to(torch.uint8).view(1, -1)
+        codes = unpack_wna16(packed, bits, BLOCK_C[bits]).view(-1, width)[:, :2].int()
+        registers = [low | high << 16 for low, high in pair.tolist()]
+        found = centred(executed(TEXTS[bits, dtype].value, n_results, registers), bits, dtype)
+        assert torch.equal(found.int(), codes[: len(found)] - 2 ** (bits - 1))
+        assert torch.equal(found.int().to(dtype), found)
+
+
+@BOTH
+def test_one_scale_of_a_row_is_applied_to_its_sum(multiply, device, generator):
+    q = torch.randint(0, 256, (3, 200), generator=generator, dtype=torch.uint8)
+    x = torch.randint(-3, 4, (2, 200), generator=generator)
+    scale = torch.tensor([[0.3], [0.7], [1 / 3]]).half()
+    wanted = ((x @ (q.long() - 128).T).double() * scale.double().T).half()
+    packed = pack_wna16(q, 8).to(device)
+    y = multiply(x.half().to(device), packed, scale.to(device), None, 8, 200)
+    assert torch.equal(y.cpu(), wanted)
+
+
+@BITS
+def test_counters_are_zeros_again_after_every_product(bits, device, generator):
+    case = make(3, 200, 1280, bits, 128)(generator, device, torch.float16)
+    for _ in range(2):
+        y = wna16_matmul(**case, config=Config(64, 16, 4, 4, 3))
+        assert rms_ratio(y, wna16_matmul_ref(**case)) < 6e-4
+        counters = arrival_counters(case["x"].device, 1)
+        assert len(counters) and not counters.any()
 
 
 @BITS
@@ -115,10 +203,23 @@ def test_row_invariant_tiles_do_not_follow_the_number_of_rows():
 def test_every_choice_is_a_listed_configuration():
     for R, C in ((1, 1), (4096, 4096), (4096, 14336), (28672, 4096), (128256, 8192)):
         for bits in (8, 3, 2):
-            assert {choose(T, R, C, bits) for T in (1, 16, 24, 64, 500)} <= set(CONFIGS)
+            for where in (False, True):
+                of_rows = {choose(T, R, C, bits, False, where) for T in (1, 16, 24, 64, 500)}
+                assert of_rows | {choose(1, R, C, bits, True, where)} <= set(CONFIGS)
 
 
-@pytest.mark.parametrize("block_r,block_t,splits", [(128, 64, 8), (128, 32, 2), (64, 16, 4)])
+def test_sums_of_every_product_of_a_step_fit_tensor_memory():
+    """512 columns of 128 rows, shared with the weights: 8 of each product of 16 inputs."""
+    for R in (1024, 28672):
+        for bits, n_products in ((8, 4), (3, 16), (2, 8)):
+            for T in (1, 16, 24, 64, 500):
+                for row_invariant in (False, True):
+                    tile = choose(T, R, 4096, bits, row_invariant, tensor_memory=True)
+                    columns = n_products * (tile.block_t + WIDTH[bits] // 2)
+                    assert columns * tile.block_r <= 512 * 128
+
+
+@pytest.mark.parametrize("block_r,block_t,splits", [(64, 64, 8), (128, 32, 2), (64, 16, 4)])
 def test_every_tile_shape_computes_the_same_product(block_r, block_t, splits, device, generator):
     case = make(19, 130, 640, 2, 64)(generator, device, torch.float16)
     y = wna16_matmul(**case, config=Config(block_r, block_t, splits, 4, 3))
