@@ -181,6 +181,11 @@ def _check_kernels_head(draft: Eagle2, shape: ModelShape, model: str, device: st
     for name, most in (("top_k", MAX_K), ("tree_size", MAX_NODES)):
         if getattr(draft, name) > most:
             raise ValueError(f"Eagle2: {name} is at most {most} on {device}, got {draft!r}")
+    # a level runs together with those above it
+    if (draft.depth - 1) * draft.top_k > _SPARE_ROWS:
+        raise ValueError(
+            f"Eagle2: (depth - 1) * top_k is at most {_SPARE_ROWS} on {device}, got {draft!r}"
+        )
 
 
 def _check_narrow_trees(config: Config) -> None:

@@ -230,7 +230,8 @@ def page(rows: list[Compiled]) -> str:
         lines.append(
             f"| {made.operation} | {made.case} | sm_{made.target} | {made.registers} "
             f"| {made.spill_bytes} | {made.shared_bytes} | {made.num_warps} "
-            f"| {programs_per_sm(made)} | {unpacking} | {made.tensor_instructions} | {sum(counts.values())} "
+            f"| {programs_per_sm(made)} | {unpacking} | {made.tensor_instructions} "
+            f"| {sum(counts.values())} "
             f"| {'' if made.loop_per_weight is None else f'{made.loop_per_weight:.2f}'} |"
         )
     return "\n".join(lines) + "\n"

@@ -38,8 +38,9 @@ def make(T: int, R: int, C: int, bits: int, group_size: int, zeros: bool = True,
 
 
 # roundings of a weight, after the scale and after the zero, and of y, each 2**-9 / sqrt(3) of its
-# size at most (bf16); fp16 stays below 6e-4, which the tests of this operation ask for
-TOLERANCE = 4e-3
+# size at most (bf16; up to 5e-3 in tries where a zero makes weights small); fp16 stays below 6e-4,
+# which the tests of this operation ask for
+TOLERANCE = 8e-3
 
 VALUES = [
     ValueCase(

@@ -1,6 +1,7 @@
 """Rounds on the device: the rounds of the host's loop, by stages that are the same every time."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
@@ -12,9 +13,11 @@ from launches import Launches
 from safetensors.torch import load_file, save_file
 from tiny import FAMILIES, make_head, make_model
 
+from hspec_lab.config import Config, Eagle2, Refine
 from hspec_lab.draft import Eagle2Drafter, RefineDrafter
 from hspec_lab.model import Checkpoint
 from hspec_lab.model.fused import FusedHead, FusedTransformer
+from hspec_lab.pipeline import check
 from hspec_lab.runtime import DeviceChain, DeviceEagle2, DeviceLevel, DeviceRefine, Dice, Memory
 from hspec_lab.runtime.memory import Report
 from hspec_lab.runtime.stage import BUCKETS, Stage, bucket_of
@@ -275,3 +278,21 @@ def test_rows_are_padded_to_buckets():
 def test_a_level_draws_its_room_from_the_text_it_is_given(pair):
     with pytest.raises(ValueError, match="a prompt of 64 tokens does not fit a text of 64"):
         pair.on_device("ar").start(list(range(64)))
+
+
+@pytest.mark.parametrize(
+    "draft, message",
+    [
+        (Eagle2(top_k=33), "top_k is at most 32 on cuda"),
+        (Eagle2(tree_size=257), "tree_size is at most 256 on cuda"),
+        (Eagle2(depth=20, top_k=30), r"\(depth - 1\) \* top_k is at most 512 on cuda"),
+        (Refine("zoo:intermediate@w8a16", Eagle2(), tree_size=65), "at most 64 nodes, got"),
+        (Eagle2(head="zoo:target-eagle2@fp32"), "fp32 has no fast operator on cuda"),
+    ],
+)
+def test_what_the_device_cannot_hold_is_refused_before_loading(draft, message, monkeypatch):
+    monkeypatch.setattr("hspec_lab.pipeline._check_device", lambda device: None)
+    config = Config(target="zoo:target@w4a16-g128", draft=draft, device="cuda")
+    with pytest.raises(ValueError, match=message):
+        check(config)
+    check(replace(config, draft=Eagle2()))
