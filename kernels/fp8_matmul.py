@@ -29,7 +29,8 @@ import triton.language as tl
 from torch import Tensor
 
 from hspec_kernels._check import HALF, check_range, check_tensor
-from hspec_kernels.w4a16_matmul import Config, add_splits
+from hspec_kernels._splits import add_splits
+from hspec_kernels.w4a16_matmul import Config
 from hspec_kernels.w8a8_matmul import MAX_R, MAX_T, SPLITS, part_like, splits_for
 
 E4M3 = torch.float8_e4m3fn

@@ -34,6 +34,7 @@ import triton.language as tl
 from torch import Tensor
 
 from hspec_kernels._check import HALF, check_range, check_tensor
+from hspec_kernels._splits import arrival_counters
 
 MIDDLE = 8
 BLOCK_C = 128  # inputs of a block of the packing, and of a step of the kernel
@@ -141,29 +142,6 @@ def _launch(x, packed, scale, zero, group_size: int, config: "Config", out: Tens
         SPLITS=n_splits, BLOCK_R=config.block_r, BLOCK_T=config.block_t,
         num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip
-
-
-_counters: dict[torch.device, Tensor] = {}
-
-
-def arrival_counters(device: torch.device, n: int) -> Tensor:
-    """int32 [>= n] zeros that every launch leaves as zeros; one stream of a device at a time."""
-    if device not in _counters or len(_counters[device]) < n:
-        # a captured graph may hold the smaller one, which must then stay what it is
-        _kept.append(_counters.get(device))
-        _counters[device] = torch.zeros(max(n, 1 << 16), dtype=torch.int32, device=device)
-    return _counters[device]
-
-
-_kept: list[Tensor | None] = []
-
-
-def add_splits(part: Tensor, out: Tensor) -> Tensor:
-    """Add fp32 [splits, T, R] in order into `out` [T, R]."""
-    n = out.numel()
-    BLOCK = 1024
-    _add_splits_kernel[(triton.cdiv(n, BLOCK),)](part, out, n, SPLITS=part.shape[0], BLOCK=BLOCK)
-    return out
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,18 +301,3 @@ def _w4a16_matmul_kernel(
             tl.store(counter, 0)
     else:
         tl.store(out_ptr + tile + where, sums.to(out_ptr.dtype.element_ty), mask=inside)
-
-
-@triton.jit
-def _add_splits_kernel(
-    part_ptr,  # [SPLITS, n] fp32
-    out_ptr,  # [n]
-    n,
-    SPLITS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    total = tl.zeros((BLOCK,), dtype=tl.float32)
-    for split in tl.static_range(SPLITS):
-        total += tl.load(part_ptr + split * n + i, mask=i < n, other=0.0)
-    tl.store(out_ptr + i, total.to(out_ptr.dtype.element_ty), mask=i < n)

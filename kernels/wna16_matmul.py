@@ -34,7 +34,8 @@ import triton.language as tl
 from torch import Tensor
 
 from hspec_kernels._check import HALF, check_range, check_tensor
-from hspec_kernels.w4a16_matmul import Config, arrival_counters
+from hspec_kernels._splits import arrival_counters
+from hspec_kernels.w4a16_matmul import Config
 from hspec_kernels.w8a8_matmul import SPLITS, WANTED_PROGRAMS, part_like, splits_for
 
 # by bits: columns of a packed block, and of one product

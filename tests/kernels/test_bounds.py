@@ -26,7 +26,7 @@ def guards(monkeypatch) -> Guards:
     )
     monkeypatch.setattr(torch, "zeros", lambda *args, **kwargs: guards.new(*args, **kwargs).zero_())
     # counters that are kept between calls were made without guards
-    monkeypatch.setattr("hspec_kernels.w4a16_matmul._counters", {})
+    monkeypatch.setattr("hspec_kernels._splits._counters", {})
     if os.environ.get("TRITON_INTERPRET") == "1":
         follow(guards, monkeypatch)
     return guards

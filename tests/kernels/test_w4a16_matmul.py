@@ -3,13 +3,13 @@
 import pytest
 import torch
 
+from hspec_kernels._splits import arrival_counters
 from hspec_kernels.cases.w4a16_matmul import make
 from hspec_kernels.w4a16_matmul import (
     CONFIGS,
     WIDEN_BF16,
     WIDEN_FP16,
     Config,
-    arrival_counters,
     choose,
     pack_w4a16,
     unpack_w4a16,

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+from hspec_kernels._splits import arrival_counters
 from hspec_kernels.case import rms_ratio
 from hspec_kernels.cases.wna16_matmul import make
-from hspec_kernels.w4a16_matmul import Config, arrival_counters
+from hspec_kernels.w4a16_matmul import Config
 from hspec_kernels.wna16_matmul import (
     BLOCK_C,
     CONFIGS,
