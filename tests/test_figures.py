@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from hspec_lab import figures
-from hspec_lab.config import CPU_FORMATS
+from hspec_lab.config import FORMATS
 from hspec_lab.terms import LEVELS, METHODS, PHASES, ROUND_PHASES
 
 NOTE = "cpu, 2 threads; 2026-01-02"
@@ -137,7 +137,7 @@ def test_every_phase_level_format_and_method_has_a_colour_of_its_own():
     for colours, names in [
         (figures.PHASE_COLOURS, PHASES),
         (figures.LEVEL_COLOURS, LEVELS),
-        (figures.FORMAT_COLOURS, CPU_FORMATS),
+        (figures.FORMAT_COLOURS, FORMATS),
         (figures.METHOD_COLOURS, METHODS),
     ]:
         assert set(colours) == set(names)
