@@ -13,6 +13,7 @@ from functools import partial
 from time import perf_counter_ns
 
 import numpy as np
+import pandas as pd
 import torch
 
 from hspec_lab.runtime import DeviceChain, DeviceEagle2, DeviceLevel, DeviceRefine, Memory
@@ -34,8 +35,8 @@ COLUMNS = {
     "source": "str",
     "rounds": "int64",
     "mean_emitted": "float64",
-    "round_us": "float64",
-    "us_per_token": "float64",  # medians and quartiles of slices
+    "round_us": "float64",  # from here on medians and quartiles of slices
+    "us_per_token": "float64",
     "low_us": "float64",
     "high_us": "float64",
     "speed_up": "float64",
@@ -98,7 +99,8 @@ class Decoder:
             if isinstance(self.level.drafter, DeviceRefine):
                 _replay(self.level.drafter.level, lengths.intermediate)
         self.us_per_token: list[float] = []
-        self.us = self.n_emitted = self.n_rounds = 0
+        self.round_us: dict[int, float] = {}  # of each slice
+        self.n_emitted = self.n_rounds = 0
 
     def slice(self, number: int, n_rounds: int, warmup: bool) -> None:
         """Run rounds from the same context on, as far as they fit."""
@@ -116,7 +118,8 @@ class Decoder:
         if not warmup:
             us = (perf_counter_ns() - begun) / 1e3
             self.us_per_token.append(us / n_emitted)
-            self.us += us
+            self.round_us[number] = us / n_rounds
+            self.n_per_slice = n_rounds
             self.n_emitted += n_emitted
             self.n_rounds += n_rounds
 
@@ -124,7 +127,7 @@ class Decoder:
         low, median, high = np.quantile(self.us_per_token, [0.25, 0.5, 0.75])
         ratios = np.divide(plain.us_per_token, self.us_per_token)
         least, middle, most = np.quantile(ratios, [0.25, 0.5, 0.75])
-        round_us = self.us / self.n_rounds
+        round_us = float(np.median(list(self.round_us.values())))
         return {
             "rounds": self.n_rounds,
             "mean_emitted": self.n_emitted / self.n_rounds,
@@ -135,15 +138,19 @@ class Decoder:
             "speed_up": middle,
             "low_speed_up": least,
             "high_speed_up": most,
-        } | self._phases(round_us)
+        } | self._phases()
 
-    def _phases(self, round_us: float) -> Row:
-        """us of a round by phase, on the device's clock where there is one."""
+    def _phases(self) -> Row:
+        """us of a round by phase, medians of slices; on the device's clock where there is one."""
         spans = self.recorder.tables()["spans"]
         spans = spans[~spans["warmup"] & (spans["round"] >= 0)]
         clock = "device_us" if self.bench.on_cuda else "duration_us"
-        found = (spans.groupby("phase")[clock].sum() / self.n_rounds).to_dict()
-        found["gap"] = round_us - sum(found.values())
+        spent = spans.pivot_table(
+            index="prompt", columns="phase", values=clock, aggfunc="sum", fill_value=0.0
+        )
+        spent /= self.n_per_slice
+        spent["gap"] = pd.Series(self.round_us) - spent.sum(axis=1)
+        found = spent.median().to_dict()
         return {f"{phase}_us": found.get(phase, 0.0) for phase in ROUND_PHASES}
 
 
