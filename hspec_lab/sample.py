@@ -13,6 +13,12 @@ from torch import Tensor
 Choose = Callable[[Tensor], int]
 
 
+def seed_of(seed: int, prompt: int) -> int:
+    """The seed of one prompt's stream of draws, whatever other prompts there are."""
+    both = hashlib.sha256(f"{seed} {prompt}".encode()).digest()
+    return int.from_bytes(both[:7], "little")
+
+
 class SeededChoose:
     """Draws an index from fp32 [m] probabilities, which need not sum to exactly one."""
 
@@ -22,8 +28,7 @@ class SeededChoose:
 
     def begin(self, prompt: int) -> None:
         """Start the stream of draws of one prompt, whatever was drawn before."""
-        both = hashlib.sha256(f"{self.seed} {prompt}".encode()).digest()
-        self._generator.manual_seed(int.from_bytes(both[:7], "little"))
+        self._generator.manual_seed(seed_of(self.seed, prompt))
 
     def __call__(self, probabilities: Tensor) -> int:
         return int(torch.multinomial(probabilities.cpu(), 1, generator=self._generator))

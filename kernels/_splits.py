@@ -33,6 +33,31 @@ def add_splits(part: Tensor, out: Tensor) -> Tensor:
 
 
 @triton.jit
+def add_when_last(
+    sums,  # [BLOCK_R, BLOCK_T] fp32, this split's
+    part_ptr,  # fp32 [SPLITS, size], at the tile
+    out_ptr,  # [size], at the tile
+    counter_ptr,  # int32, the tile's
+    where,  # int32 [BLOCK_R, BLOCK_T], from the tile's begin
+    inside,  # bool [BLOCK_R, BLOCK_T]
+    split,
+    size,  # int64
+    SPLITS: tl.constexpr,
+):
+    """Store a split; whichever comes last adds them all, in the same order every time."""
+    tl.store(part_ptr + split * size + where, sums, mask=inside)
+    tl.debug_barrier()
+    if tl.atomic_add(counter_ptr, 1, sem="acq_rel") == SPLITS - 1:
+        total = tl.zeros_like(sums)
+        for other in tl.range(0, SPLITS, num_stages=1, loop_unroll_factor=1):
+            # from L2: another processor has written it
+            one = part_ptr + other * size + where
+            total += tl.load(one, mask=inside, other=0.0, cache_modifier=".cg")
+        tl.store(out_ptr + where, total.to(out_ptr.dtype.element_ty), mask=inside)
+        tl.store(counter_ptr, 0)
+
+
+@triton.jit
 def _add_splits_kernel(
     part_ptr,  # [SPLITS, n] fp32
     out_ptr,  # [n]

@@ -34,7 +34,7 @@ import triton.language as tl
 from torch import Tensor
 
 from hspec_kernels._check import HALF, check_range, check_tensor
-from hspec_kernels._splits import arrival_counters
+from hspec_kernels._splits import add_when_last, arrival_counters
 from hspec_kernels.w4a16_matmul import Config
 from hspec_kernels.w8a8_matmul import SPLITS, WANTED_PROGRAMS, part_like, splits_for
 
@@ -356,18 +356,10 @@ def _wna16_matmul_kernel(
     tile = tl.program_id(0).to(tl.int64) * BLOCK_T * R
     where = tl.arange(0, BLOCK_T)[None, :] * R + r[:, None]
     if SPLITS > 1:
+        counter_ptr = arrived_ptr + tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
         size = tl.cast(T, tl.int64) * R
-        tl.store(part_ptr + (split * size + tile) + where, sums, mask=inside)
-        # whichever split comes last adds them all, in the same order every time
-        tl.debug_barrier()
-        counter = arrived_ptr + tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
-        if tl.atomic_add(counter, 1, sem="acq_rel") == SPLITS - 1:
-            total = tl.zeros((BLOCK_R, BLOCK_T), dtype=tl.float32)
-            for other in tl.range(0, SPLITS, num_stages=1, loop_unroll_factor=1):
-                # from L2: another processor has written it
-                one = part_ptr + (other * size + tile) + where
-                total += tl.load(one, mask=inside, other=0.0, cache_modifier=".cg")
-            tl.store(out_ptr + tile + where, total.to(out_ptr.dtype.element_ty), mask=inside)
-            tl.store(counter, 0)
+        add_when_last(
+            sums, part_ptr + tile, out_ptr + tile, counter_ptr, where, inside, split, size, SPLITS
+        )
     else:
         tl.store(out_ptr + tile + where, sums.to(out_ptr.dtype.element_ty), mask=inside)

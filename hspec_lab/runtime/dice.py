@@ -5,10 +5,10 @@ device with a cursor, and every launch takes the next.  The host knows how many 
 uploads the next block before a stage that the rest would not serve.
 """
 
-import hashlib
-
 import torch
 from torch import Tensor
+
+from hspec_lab.sample import seed_of
 
 
 class Dice:
@@ -32,8 +32,7 @@ class Dice:
 
     def begin(self, prompt: int) -> None:
         """Start the stream of one prompt, whatever was taken before."""
-        both = hashlib.sha256(f"{self.seed} {prompt}".encode()).digest()
-        self._generator.manual_seed(int.from_bytes(both[:7], "little"))
+        self._generator.manual_seed(seed_of(self.seed, prompt))
         self.left = 0
 
     def provide(self, n: int) -> None:
