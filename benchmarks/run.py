@@ -1,4 +1,4 @@
-"""`make bench`: the speeds this project promises, measured on this machine.
+"""`make bench`: the speeds this project promises, measured on this machine; all kernels compiled.
 
 Everything that is compared takes turns within one run, prompt by prompt and repeat by repeat, so
 that the noise of a shared machine falls on both sides; what is printed is the median of paired
@@ -9,6 +9,8 @@ ratios with its range from the 25th to the 75th percentile.
 
 import argparse
 import json
+import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -153,6 +155,22 @@ def recording_cost(args, models: Models) -> dict:
     }
 
 
+def every_configuration() -> dict:
+    """Compile every visible configuration of every kernel for three GPU generations, no GPU used."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "hspec_kernels.compiled", "--all", "--json"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    made = [json.loads(line) for line in done.stdout.splitlines()]
+    if not made:
+        raise RuntimeError(f"no kernel was compiled: {done.stderr.strip()[-300:]}")
+    broken = [
+        f"{row['operation']} {row['case']} sm_{row['target']}: {', '.join(row['broken'])}"
+        for row in made
+        if row["broken"]
+    ]
+    return {"compiled": len(made), "broken": broken}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=5)
@@ -179,10 +197,18 @@ def main() -> None:
         f"{cost['end_to_end']['median']:.3f} "
         f"({cost['end_to_end']['q1']:.3f}..{cost['end_to_end']['q3']:.3f})"
     )
+    kernels = every_configuration()
+    print(
+        f"kernels: {kernels['compiled']} configurations compiled, {len(kernels['broken'])} beyond "
+        "their budgets"
+    )
+    for line in kernels["broken"]:
+        print(f"  {line}")
     conditions = environment(Config(threads=args.threads))
     print(", ".join(f"{name} {value}" for name, value in conditions.items()))
     if args.json:
-        result = {"rows": rows, "claims": claims, "recording": cost, "environment": conditions}
+        result = {"rows": rows, "claims": claims, "recording": cost, "kernels": kernels}
+        result["environment"] = conditions
         args.json.write_text(json.dumps(result, indent=1) + "\n")
 
 
