@@ -156,10 +156,10 @@ def recording_cost(args, models: Models) -> dict:
 
 
 def every_configuration() -> dict:
-    """Compile every visible configuration of every kernel for three GPU generations, no GPU used."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    """Compile every visible configuration of every kernel for three GPU generations."""
+    variables = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     command = [sys.executable, "-m", "hspec_kernels.compiled", "--all", "--json"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, env=variables, capture_output=True, text=True)
     made = [json.loads(line) for line in done.stdout.splitlines()]
     if not made:
         raise RuntimeError(f"no kernel was compiled: {done.stderr.strip()[-300:]}")
