@@ -1,13 +1,18 @@
 """What `from hspec_lab import run` gives: measure a config, get the run back as a value."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from tqdm.auto import tqdm
 
 from hspec_lab import store
-from hspec_lab.config import Config, config_id
+from hspec_lab.config import Config, config_id, split_model
 from hspec_lab.experiment import Progress, environment, measure
 from hspec_lab.lab import Run
+from hspec_lab.pipeline import levels
+from hspec_lab.quantize import make_missing
+from hspec_lab.scheme import Format
 
 # a stored run answers only where these agree with here and now
 SAME = ("device", "cpu", "threads", "torch", "weights")
@@ -31,19 +36,23 @@ def run(
         ValueError: something about the config, a checkpoint or a prompt is wrong.
     """
     root = Path(root) if root is not None else store.store_root()
+    told = (lambda unit, work: work(progress)) if progress else partial(_with_bar, config)
+    if any(Format.parse(split_model(model)[1]).is_made for model in levels(config)):
+        told("layer", partial(make_missing, config))
     here = environment(config)
     key = {name: here[name] for name in SAME}
     folder = None if again else store.find(root, config_id(config), key)
     if folder is None:
-        folder = measure(config, root, progress) if progress else _with_bar(config, root)
+        folder = told("token", partial(measure, config, root))
     return Run(folder)
 
 
-def _with_bar(config: Config, root: Path) -> Path:
-    with tqdm(desc=config.method, unit="token", leave=False) as bar:
+def _with_bar(config: Config, unit: str, work: Callable[[Progress], object]):
+    """Do work that reports progress, with a bar."""
+    with tqdm(desc=config.method, unit=unit, leave=False) as bar:
 
         def progress(done: int, total: int, text: str) -> None:
             bar.total, bar.n = total, done
             bar.set_description(f"{config.method} {config.format}, {text}", refresh=True)
 
-        return measure(config, root, progress)
+        return work(progress)

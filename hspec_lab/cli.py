@@ -6,6 +6,9 @@
     hspec report    one stored run as a page
     hspec export    one stored run for another tool
     hspec measure   cost curves: the time of a pass over n tokens, for every n
+    hspec quantize  choose a model's weights by an algorithm: gptq, awq, quarot, evopress, ...
+    hspec quality   perplexity, divergence and tokens a round of quantized models
+    hspec study     quantization and speculation together: a grid, measured
     hspec zoo       train and export the shipped models
 
 Text goes to stdout; progress, notes and summaries to stderr.  Exit codes: 0; 1 when a demo found a
@@ -17,13 +20,13 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from hspec_lab.cli_bits import add_bits
 from hspec_lab.config import CPU_FORMATS
 from hspec_lab.options import config_of
+from hspec_lab.terminal import bar, command, say
 from hspec_lab.terms import METHODS
 
 
@@ -44,15 +47,11 @@ def main(arguments: list[str] | None = None) -> int:
         _silence(sys.stdout)
         return 141  # what a shell says of a command whose reader went away
     except (ValueError, OSError) as error:
-        _say(" ".join(str(error).split()))
+        say(" ".join(str(error).split()))
         return 2
     except KeyboardInterrupt:
-        _say("interrupted; what was not finished is not stored")
+        say("interrupted; what was not finished is not stored")
         return 130
-
-
-def _say(line: str) -> None:
-    print(f"hspec: {line}", file=sys.stderr)
 
 
 def _silence(stream) -> None:
@@ -75,7 +74,7 @@ def _demo(options) -> int:
     given = {name: value for name, value in given.items() if value is not None}
     plan = replace(plan, peer=options.peer, **given)
     root = options.store or store.store_root()
-    with _bar() as progress:
+    with bar() as progress:
         found = demo.run_demo(plan, root, options.report, progress)
     shown = sys.stderr if options.json else sys.stdout
     print(table.table_text(found.rows), demo.conditions_text(found), sep="\n\n", file=shown)
@@ -83,35 +82,8 @@ def _demo(options) -> int:
     if options.json:
         print(found.json())
     if found.bugs:
-        _say(f"{len(found.bugs)} of the greedy outputs differ by more than rounding: a bug")
+        say(f"{len(found.bugs)} of the greedy outputs differ by more than rounding: a bug")
     return 1 if found.bugs else 0
-
-
-@contextmanager
-def _bar(unit: str = "token") -> Iterator:
-    """A progress bar on stderr, told as `experiment.Progress` says; it appears when first told."""
-    from tqdm import tqdm
-
-    bar = None
-    # a log file needs no ten lines a second
-    pace = {"mininterval": 0.1 if sys.stderr.isatty() else 10, "unit": unit}
-
-    def progress(done: int, total: int, text: str) -> None:
-        nonlocal bar
-        if bar is None or bar.total != total:
-            close()
-            bar = tqdm(file=sys.stderr, leave=False, dynamic_ncols=True, total=total, **pace)
-        bar.set_description_str(text, refresh=False)
-        bar.update(done - bar.n)
-
-    def close() -> None:
-        if bar is not None:
-            bar.close()
-
-    try:
-        yield progress
-    finally:
-        close()
 
 
 # ---- run -------------------------------------------------------------------------------------
@@ -120,17 +92,18 @@ def _bar(unit: str = "token") -> Iterator:
 def _run(options) -> int:
     config, unheard = config_of(options)
     for name in unheard:
-        _say(f"note: {name} does nothing with the method {config.method}")
+        say(f"note: {name} does nothing with the method {config.method}")
     from hspec_lab import store
     from hspec_lab.experiment import Session
     from hspec_lab.lab import Run
 
-    session = Session(config)
+    with bar("layer") as progress:
+        session = Session(config, progress=progress)
     session.warm_up()
     n_prompts = len(session.prompts)
     for index in range(n_prompts):
         if n_prompts > 1:
-            _say(f"prompt {index + 1} of {n_prompts}")
+            say(f"prompt {index + 1} of {n_prompts}")
         for item in session.rounds_of(index):
             sys.stdout.write(item.text)
             sys.stdout.flush()
@@ -138,7 +111,7 @@ def _run(options) -> int:
         sys.stdout.flush()
     run = Run(session.write(options.store or store.store_root()))
     found = run.summary()
-    _say(
+    say(
         f"{run.label}: {len(run.tokens)} tokens, {found['mean_emitted']:.2f} a round, "
         f"{found['tokens_per_s']:.1f} tokens/s (measured, {run.environment['threads']} threads, "
         f"prefill apart), stored {run.folder}"
@@ -155,7 +128,7 @@ def _runs(options) -> int:
     root = options.store or store.store_root()
     found = store.list_runs(root)
     if not len(found):
-        _say(f"no runs in {root}")
+        say(f"no runs in {root}")
     elif (found["problem"] == "").all():
         print(found.drop(columns="problem").to_string(index=False))
     else:
@@ -214,7 +187,7 @@ def _measure(options) -> int:
         rows=_whole_numbers(options.rows),
         **{name: value for name, value in named.items() if value is not None},
     )
-    with _bar("turn") as progress:
+    with bar("turn") as progress:
         measure_costs(plan, options.out, progress)
     print(as_text(*read_cost(options.out)))
     print(f"\n{options.out / 'cost.parquet'}")
@@ -226,7 +199,7 @@ def _measure_suite(options) -> int:
         raise ValueError("--suite measures shapes of its own: leave out --model and --shape")
     from hspec_lab.suite import as_text, run_suite
 
-    with _bar("item") as progress:
+    with bar("item") as progress:
         left = run_suite(
             options.out,
             device=options.device or "cuda",
@@ -235,7 +208,7 @@ def _measure_suite(options) -> int:
         )
     print(as_text(options.out))
     if n := sum(left.values()):
-        _say(f"{n} items are left; the same command goes on with them")
+        say(f"{n} items are left; the same command goes on with them")
     return 0
 
 
@@ -308,13 +281,8 @@ def _parser() -> _Parser:
     _add_run(commands)
     _add_stored(commands)
     _add_measure(commands)
+    add_bits(commands)
     _add_zoo(commands)
-    return parser
-
-
-def _command(commands, name: str, run, words: str) -> argparse.ArgumentParser:
-    parser = commands.add_parser(name, help=words, description=words, allow_abbrev=False)
-    parser.set_defaults(command=run)
     return parser
 
 
@@ -324,7 +292,7 @@ def _add_store(parser) -> None:
 
 def _add_demo(commands) -> None:
     words = "Decode held-out prompts with every format and method: a table and a page."
-    parser = _command(commands, "demo", _demo, words)
+    parser = command(commands, "demo", _demo, words)
     parser.add_argument("--quick", action="store_true", help="finish within a minute")
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
     parser.add_argument("--peer", action="store_true", help="add transformers' own decoding")
@@ -338,7 +306,7 @@ def _add_demo(commands) -> None:
 
 def _add_run(commands) -> None:
     words = "Decode prompts, streaming the text to stdout, and store the run."
-    parser = _command(commands, "run", _run, words)
+    parser = command(commands, "run", _run, words)
     add = parser.add_argument
     add("--prompt", action="append", metavar="TEXT", help="may be given more than once")
     add("--prompts", type=Path, metavar="FILE", help="text (blank lines between), .json, .jsonl")
@@ -366,9 +334,9 @@ def _add_run(commands) -> None:
 
 
 def _add_stored(commands) -> None:
-    _add_store(_command(commands, "runs", _runs, "List the stored runs, newest first."))
-    export = _command(commands, "export", _export, "Write a stored run for another tool.")
-    page = _command(commands, "report", _report, "Write a stored run as a page.")
+    _add_store(command(commands, "runs", _runs, "List the stored runs, newest first."))
+    export = command(commands, "export", _export, "Write a stored run for another tool.")
+    page = command(commands, "report", _report, "Write a stored run as a page.")
     for parser in (export, page):
         parser.add_argument("run", metavar="RUN", help="a folder, a run of the store, or latest")
         parser.add_argument("--out", type=Path, metavar="PATH", help="default: beside you")
@@ -378,7 +346,7 @@ def _add_stored(commands) -> None:
 
 def _add_measure(commands) -> None:
     words = "Measure the time of one forward pass over n tokens, for every n; resumable."
-    parser = _command(commands, "measure", _measure, words)
+    parser = command(commands, "measure", _measure, words)
     add = parser.add_argument
     add("--model", nargs="+", default=[], metavar="REF", help="folder@format or zoo:name@format")
     add("--shape", nargs="+", default=[], metavar="NAME",
@@ -398,8 +366,8 @@ def _add_zoo(commands) -> None:
     words = "Train the shipped models, or export what was trained."
     parser = commands.add_parser("zoo", help=words, description=words)
     stages = parser.add_subparsers(required=True, metavar="train|export")
-    train = _command(stages, "train", _zoo_train, "Train what is not trained yet; resumable.")
-    export = _command(stages, "export", _zoo_export, "Write the shipped folders.")
+    train = command(stages, "train", _zoo_train, "Train what is not trained yet; resumable.")
+    export = command(stages, "export", _zoo_export, "Write the shipped folders.")
     for stage in (train, export):
         stage.add_argument("--work", type=Path, metavar="DIR", required=True, help="its state")
         stage.add_argument("--device", default="cpu")

@@ -5,7 +5,8 @@
         draft=Refine("zoo:intermediate@w8a8", Eagle2(tree_size=24, depth=4, top_k=8), at_least=6),
     )
 
-A model is written `where@format`: a folder or `zoo:name`, and how its weights are stored.
+A model is written `where@format`: a folder or `zoo:name`, and how its weights are stored (see
+`scheme`).
 A drafter is one of three values, and they nest: `Eagle2` (a draft head on the model it drafts
 for), `Refine` (a smaller model turns another drafter's tree into a sequence of its own) and
 `Chain` (a smaller model drafts a sequence by itself).  A value's `repr` is the code that makes it.
@@ -16,11 +17,42 @@ import hashlib
 import json
 from dataclasses import dataclass
 
-# what a CPU multiplies (see `quant`), what the project's kernels do (see `quant.device`), and both
+from hspec_lab.scheme import Format, has_operator
+
+# formats to choose from: those a CPU multiplies (see `quant`), those the project's kernels do (see
+# `quant.device`), and both; a CPU takes many more, see `scheme`
 CPU_FORMATS = ("fp32", "w8a16", "w8a8", "w4a16-g128", "w4a16-g32")
 _DEVICE_ONLY = ("w16a16", "fp8", "w4a8-g128", "w3a16-g128", "w2a16-g64")
 DEVICE_FORMATS = CPU_FORMATS[1:] + _DEVICE_ONLY
 FORMATS = CPU_FORMATS + _DEVICE_ONLY
+# what a menu offers on a CPU: the above, more schemes, and every algorithm at a scheme it suits
+MENU = CPU_FORMATS + (
+    "w6a16-g128",
+    "w3a16-g128",
+    "w2a16-g32",
+    "mxfp4",
+    "w4a8-g128",
+    "w4a16-g128-kv4",
+    "w4a16-g128-head4-emb8",
+    "w4a16-g128+gptq",
+    "w4a16-g128+awq",
+    "w4a16-g128+awqscale+gptq",
+    "w4a16-g128+hqq",
+    "w4a16-g32+finequant",
+    "w4a16-g128+svdquant",
+    "w4a16-g128+quarot+gptq",
+    "w4a16-g128+adadim+reference",
+    "w3a16-g128+gptq",
+    "w3a16-g128+lim+gptq",
+    "w3a16-g128+zd+gptq",
+    "w3a16-g128+evopress+gptq",
+    "w8a8+smooth",
+    "w8a8+quarot+smoothattn",
+    "w4a8-g128-kv4+qoq",
+    "bitstack-6mb+reference",
+    "nf4+reference",
+    "fp8a16+reference",
+)
 MAX_TREE_SIZE = 1024
 
 
@@ -38,26 +70,46 @@ def _is_text(value) -> bool:
 
 
 def check_format(name: str, device: str | None = None) -> str:
-    """Return `name` if it is a known format, and one that `device` multiplies.
+    """Return the short name of a format, one that `device` multiplies.
 
     Args:
+        name: a scheme and its algorithms, see `scheme`.
         device: cpu, cuda, cuda:1, ...; None: any will do.
 
     Raises:
-        ValueError: unknown, or without a fast operator there.
+        ValueError: unknown, contradicting itself, or without a fast operator there.
     """
-    if name not in FORMATS:
-        raise ValueError(f"unknown format {name!r}; known: {', '.join(FORMATS)}")
-    if device is None:
-        return name
-    on_cpu = device == "cpu"
-    fast = CPU_FORMATS if on_cpu else DEVICE_FORMATS
-    if name not in fast:
-        raise ValueError(
-            f"{name} has no fast operator on {device}; formats with one: {', '.join(fast)}, "
-            f"or device={'cuda' if on_cpu else 'cpu'!r}"
-        )
-    return name
+    format = Format.parse(name)
+    on_cpu, on_device = _problem_on_cpu(format), _problem_on_device(format)
+    problem = None if device is None else on_cpu if device == "cpu" else on_device
+    if problem is None:
+        return str(format)
+    known = ", ".join(CPU_FORMATS if device == "cpu" else DEVICE_FORMATS)
+    if device == "cpu":
+        known += f", or {name}+reference" + (", or device='cuda'" if on_device is None else "")
+    elif on_cpu is None:
+        known += ", or device='cpu'"
+    raise ValueError(f"{name} has no fast operator on {device}{problem}; formats with one: {known}")
+
+
+def _problem_on_cpu(format: Format) -> str | None:
+    """What no operator does, in words; none are needed where it is the weights as a whole."""
+    scheme = format.scheme
+    if format.reference or (has_operator(scheme) and has_operator(scheme.output)):
+        return None
+    return f" (its output layer, {scheme.output})" if has_operator(scheme) else ""
+
+
+def _problem_on_device(format: Format) -> str | None:
+    """What no kernel does, in words; none are needed where it is the weights as a whole."""
+    scheme = format.scheme
+    if format.reference or str(scheme.weights) not in DEVICE_FORMATS:
+        return ""
+    if str(scheme.output) not in DEVICE_FORMATS:
+        return f" (its output layer, {scheme.output})"
+    if scheme.kv not in (16, 8):
+        return f" (keys and values of {scheme.kv} bits)"
+    return " (its embedding)" if scheme.embedding < 16 else None
 
 
 def split_model(reference: str) -> tuple[str, str]:

@@ -29,6 +29,7 @@ from hspec_lab.pipeline import (
     randomness,
     tokenizer_of,
 )
+from hspec_lab.quantize import make_missing
 from hspec_lab.runtime.clock import CudaClock
 from hspec_lab.suite.device_facts import device_facts
 from hspec_lab.text import TextStream
@@ -101,12 +102,21 @@ class Session:
         config: is checked before anything is loaded.
         models: share one among sessions and each model is loaded once.
         record: False decodes without a recorder; nothing can be written then.
+        progress: told about models that have to be quantized first.
 
     Raises:
         ValueError: something about the config, a checkpoint or a prompt is wrong.
     """
 
-    def __init__(self, config: Config, models: Models | None = None, *, record: bool = True):
+    def __init__(
+        self,
+        config: Config,
+        models: Models | None = None,
+        *,
+        record: bool = True,
+        progress: Progress | None = None,
+    ):
+        make_missing(config, progress)
         check(config)
         self.config, self.prompts = config, prompts_of(config)
         self.tokenizer = tokenizer_of(config)
@@ -223,7 +233,7 @@ def measure(config: Config, root: Path, progress: Progress | None = None) -> Pat
     """
     report = _Throttled(progress)
     report(0, 1, "loading")
-    session = Session(config)
+    session = Session(config, progress=progress)
     total = len(session.prompts) * config.max_new_tokens
     report(0, total, "warming up")
     session.warm_up()

@@ -25,7 +25,8 @@ from hspec_lab.experiment import Progress, conditions
 from hspec_lab.model import Checkpoint, Transformer
 from hspec_lab.model.fused import FusedTransformer
 from hspec_lab.model.synthetic import SyntheticCheckpoint
-from hspec_lab.pipeline import check_storable, locate
+from hspec_lab.pipeline import check_storable, folder_of
+from hspec_lab.quantize import make_missing
 from hspec_lab.runtime.memory import Memory, State
 from hspec_lab.store import COSTS, empty_costs, read_cost, write_cost
 from hspec_lab.suite.clock import time_interleaved
@@ -89,7 +90,7 @@ def open_model(reference: str, context: int, device: str = "cpu", kernels: bool 
     if where.startswith("shape:"):
         checkpoint = SyntheticCheckpoint(where.removeprefix("shape:"), context, device)
     else:
-        checkpoint = Checkpoint(locate(where))
+        checkpoint = Checkpoint(folder_of(reference))
     if not kernels or device != "cpu":  # interpreted, nothing is fast
         check_storable(checkpoint.shape, format, device)
     if context > checkpoint.shape.context:
@@ -154,6 +155,7 @@ def measure_costs(plan: Plan, folder: Path, progress: Progress | None = None) ->
         ValueError: something about the plan is wrong, or the folder holds curves that were
             measured under other conditions.
     """
+    make_missing(plan.models, progress)
     longest = max(plan.contexts) + max(plan.rows)
     for reference in plan.models:
         open_model(reference, longest, plan.device)
@@ -173,7 +175,7 @@ def measure_costs(plan: Plan, folder: Path, progress: Progress | None = None) ->
             model = None  # frees the last one before the next is made
             _tell(progress, done - plan.repeats - WARMUP_TURNS, total, f"loading {reference}")
             model, loaded = load(reference, longest, plan.device), reference
-            head["weight_bytes"][f"{where}@{format}"] = model.nbytes
+            head["weight_bytes"][f"{where}@{format}"] = model.bytes_read
         if plan.device == "cpu":
             times = _curve(model, context, rows, plan, progress, done, total, reference)
             spreads = np.quantile(times / 1e3, [0.5, 0.25, 0.75], axis=0).T

@@ -15,15 +15,17 @@ from hspec_lab import zoo
 from hspec_lab.config import Chain, Config, Drafting, Eagle2, Refine, check_format, split_model
 from hspec_lab.draft import Eagle2Drafter, RefineDrafter
 from hspec_lab.model import Checkpoint, EagleHead, Transformer
-from hspec_lab.model.checkpoint import head_tensors, model_tensors
+from hspec_lab.model.checkpoint import check_head, made_from, model_tensors
 from hspec_lab.model.eagle import check_head_fits
 from hspec_lab.model.fused import FusedHead, FusedTransformer
 from hspec_lab.model.shape import ROPE_SLACK, ModelShape
+from hspec_lab.model.shelf import locate_made
 from hspec_lab.model.transformer import check_format as check_shapes
 from hspec_lab.quant.device import check_device_format, check_device_shape
 from hspec_lab.runtime import DeviceChain, DeviceEagle2, DeviceLevel, DeviceRefine, Dice, Memory
 from hspec_lab.runtime.stage import bucket_of
 from hspec_lab.sample import SeededChoose
+from hspec_lab.scheme import Format
 from hspec_lab.text import check_same_vocabulary, load_tokenizer, n_entries
 from hspec_lab.trace import NO_RECORDER
 from hspec_lab.verify import Verifier
@@ -34,6 +36,16 @@ def locate(where: str) -> Path:
     return zoo.folder(where[4:]) if where.startswith("zoo:") else Path(where).expanduser()
 
 
+def folder_of(model: str) -> Path:
+    """The folder that holds a model in its format: the model's own, or a quantized one.
+
+    Raises:
+        ValueError: an algorithm chose the weights and they are not made yet.
+    """
+    where, format = split_model(model)
+    return locate_made(locate(where), Format.parse(format))
+
+
 def head_of(draft: Eagle2, model: str, on_kernels: bool = False) -> tuple[Path, str]:
     """Folder and format of a draft head; unnamed, it lies beside its model as `<name>-eagle2`.
 
@@ -42,8 +54,11 @@ def head_of(draft: Eagle2, model: str, on_kernels: bool = False) -> tuple[Path, 
     if draft.head:
         where, format = split_model(draft.head)
         return locate(where), format
-    folder = locate(split_model(model)[0]).resolve()
-    return folder.with_name(folder.name + "-eagle2"), "w16a16" if on_kernels else "fp32"
+    folder = folder_of(model).resolve()
+    beside = folder.with_name(folder.name + "-eagle2")
+    if not beside.is_dir() and (source := made_from(folder)) is not None:
+        beside = source.with_name(source.name + "-eagle2")
+    return beside, "w16a16" if on_kernels else "fp32"
 
 
 def below(level: str) -> str:
@@ -100,18 +115,18 @@ class Models:
         return device != "cpu" if self._kernels is None else self._kernels
 
     def transformer(self, model: str, row_invariant: bool, device: str) -> Transformer:
-        where, format = split_model(model)
-        key = (str(locate(where)), format, row_invariant, device)
+        folder, format = folder_of(model), split_model(model)[1]
+        key = (str(folder), format, row_invariant, device)
         if key not in self._loaded:
             make, options = Transformer, {}
             if self.on_kernels(device):
                 make, options = FusedTransformer, {"dtype": self._dtype}
             self._loaded[key] = make(
-                Checkpoint(locate(where)),
+                Checkpoint(folder),
                 format,
                 row_invariant=row_invariant,
                 device=device,
-                n_known=n_entries(load_tokenizer(locate(where))),
+                n_known=n_entries(load_tokenizer(folder)),
                 **options,
             )
         return self._loaded[key]
@@ -131,7 +146,7 @@ def check(config: Config) -> None:
     if config.device != "cpu":
         _check_device(config.device)
     models = levels(config)
-    folders = [locate(split_model(model)[0]) for model in models]
+    folders = [folder_of(model) for model in models]
     for model, folder in zip(models, folders, strict=True):
         _check_level(model, folder, config.device)
     for folder in folders[1:]:
@@ -139,8 +154,8 @@ def check(config: Config) -> None:
     if (bottom := _bottom(config)) is not None:
         draft, model = bottom
         head = Checkpoint(head_of(draft, model)[0])
-        head.check(head_tensors(head.shape))
-        check_head_fits(head, Checkpoint(locate(split_model(model)[0])))
+        check_head(head)
+        check_head_fits(head, Checkpoint(folder_of(model)))
         if config.device != "cpu":
             _check_kernels_head(draft, head.shape, model, config.device)
     if config.device != "cpu":
@@ -164,12 +179,12 @@ def _check_level(model: str, folder: Path, device: str) -> None:
 
 def check_storable(shape: ModelShape, format: str, device: str) -> None:
     """ValueError when a model of this shape cannot be stored in `format` on `device`."""
-    check_format(format, device)
+    parsed = Format.parse(check_format(format, device))
     if device == "cpu":
-        check_shapes(shape, format)
+        check_shapes(shape, parsed)
         return
-    check_device_format(format, device)
-    check_shapes(shape, format, check_device_shape)
+    check_device_format(str(parsed.scheme.weights), device)
+    check_shapes(shape, parsed, check_device_shape)
 
 
 def _check_kernels_head(draft: Eagle2, shape: ModelShape, model: str, device: str) -> None:
@@ -202,7 +217,7 @@ def _check_narrow_trees(config: Config) -> None:
 
 def check_prompts(config: Config, prompts: Sequence[list[int]]) -> None:
     """ValueError when a prompt, as token ids, is empty or does not fit a level's context."""
-    contexts = {m: Checkpoint(locate(split_model(m)[0])).shape.context for m in levels(config)}
+    contexts = {m: Checkpoint(folder_of(m)).shape.context for m in levels(config)}
     for n_tokens in map(len, prompts):
         if n_tokens == 0:
             raise ValueError("the prompt is empty; decoding needs at least one token")
@@ -235,7 +250,7 @@ def _bottom(config: Config) -> tuple[Eagle2, str] | None:
 
 def fingerprint(config: Config) -> str:
     """Twelve hex digits that change when a weight file of any level is written again."""
-    folders = [locate(split_model(model)[0]) for model in levels(config)]
+    folders = [folder_of(model) for model in levels(config)]
     if (bottom := _bottom(config)) is not None:
         folders.append(head_of(*bottom)[0])
     facts = "".join(Checkpoint(folder).fingerprint() for folder in folders)
@@ -385,4 +400,4 @@ class _DeviceBuilder:
 
 def tokenizer_of(config: Config) -> Tokenizer:
     """The tokenizer that all levels share."""
-    return load_tokenizer(locate(split_model(config.target)[0]))
+    return load_tokenizer(folder_of(config.target))

@@ -72,28 +72,79 @@ def test_formats_are_what_either_kind_of_device_multiplies():
         assert split_model(f"x@{format}") == ("x", format)
 
 
+# what else a line of refusal offers: a format of the other kind of device, the definition
 @pytest.mark.parametrize(
-    "device, formats, other",
-    [("cpu", CPU_FORMATS, "cuda")]
-    + [(device, DEVICE_FORMATS, "cpu") for device in ("cuda", "cuda:1")],
+    "device, format, others",
+    [
+        ("cpu", "w16a16", "w16a16+reference, or device='cuda'"),
+        ("cpu", "fp8", "fp8+reference, or device='cuda'"),
+        ("cpu", "nf4", "nf4+reference"),
+        ("cpu", "nf4+gptq", "nf4+gptq+reference"),
+        ("cpu", "bitstack-6.5mb", "bitstack-6.5mb+reference"),
+        ("cuda", "fp32", "device='cpu'"),
+        ("cuda:1", "w4a16-g64", "device='cpu'"),
+        ("cuda", "nf4+reference", "device='cpu'"),
+        ("cuda", "mxfp4", "device='cpu'"),
+    ],
 )
-def test_a_format_without_a_fast_operator_names_those_with_one(device, formats, other):
-    for format in FORMATS:
-        if format in formats:
-            assert check_format(format, device) == format
-            continue
-        with pytest.raises(ValueError) as refusal:
-            check_format(format, device)
-        assert str(refusal.value) == (
-            f"{format} has no fast operator on {device}; formats with one: "
-            f"{', '.join(formats)}, or device='{other}'"
-        )
+def test_a_format_without_a_fast_operator_names_those_with_one(device, format, others):
+    known = CPU_FORMATS if device == "cpu" else DEVICE_FORMATS
+    with pytest.raises(ValueError) as refusal:
+        check_format(format, device)
+    assert str(refusal.value) == (
+        f"{format} has no fast operator on {device}; formats with one: "
+        f"{', '.join(known)}, or {others}"
+    )
+
+
+@pytest.mark.parametrize(
+    "device, formats", [("cpu", CPU_FORMATS), ("cuda", DEVICE_FORMATS), ("cuda:1", DEVICE_FORMATS)]
+)
+def test_formats_with_a_fast_operator_are_taken_under_their_short_name(device, formats):
+    for format in formats:
+        assert check_format(format, device) == format
+    assert check_format("w4-g128+awq", device) == "w4a16-g128+awq"
+
+
+def test_a_cpu_takes_more_formats_than_are_offered_and_all_by_their_definition():
+    for format in ("w3a16-g64-sym", "mxfp4", "w4a4", "w6a8", "w4a8-g32-kv4-head4-emb4"):
+        assert check_format(format, "cpu") == format
+    for format in (
+        "nf4+reference",
+        "fp8a16+reference",
+        "w16a16+reference",
+        "w4a8-head16+reference",
+    ):
+        assert check_format(format, "cpu") == format
+
+
+@pytest.mark.parametrize(
+    "device, format, part",
+    [
+        ("cpu", "w4a16-g128-head16", "its output layer, w16a16"),
+        ("cuda", "w4a16-g128-head3", None),
+        ("cuda", "w8a16-head3", None),
+        ("cuda", "w4a16-g128-head6", "its output layer, w6a16-g128"),
+        ("cuda", "w8a8-kv4", "keys and values of 4 bits"),
+        ("cuda", "w8a8-emb8", "its embedding"),
+    ],
+)
+def test_a_part_without_a_fast_operator_is_named(device, format, part):
+    if part is None:
+        assert check_format(format, device) == format
+        return
+    with pytest.raises(ValueError) as refusal:
+        check_format(format, device)
+    line = f"{format} has no fast operator on {device} ({part}); formats with one: "
+    assert str(refusal.value).startswith(line)
 
 
 @pytest.mark.parametrize(
     "make, message",
     [
-        (lambda: Config(target="zoo:target@w5"), "unknown format 'w5'; known: fp32"),
+        (lambda: Config(target="zoo:target@w5"), "^w5: weights have 16, 8, 6, .* not 5$"),
+        (lambda: Config(target="zoo:target@bf16"), "unknown format 'bf16'; a format is fp32, "),
+        (lambda: Config(target="zoo:target@fp32+gptq"), "nothing is rounded, so leave out [+]gptq"),
         (lambda: Config(target="@fp32"), "a model is written"),
         (lambda: Config(target=5), "a model is written"),
         (lambda: Eagle2(tree_size=0), r"tree_size must be 1..1024, got 0"),

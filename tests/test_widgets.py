@@ -11,7 +11,7 @@ import synthetic
 from synthetic import write_synthetic_run
 
 from hspec_lab import Explorer
-from hspec_lab.config import CPU_FORMATS, Chain, Config, Eagle2, Refine
+from hspec_lab.config import MENU, Chain, Config, Eagle2, Refine
 from hspec_lab.terms import ROUND_PHASES
 from hspec_lab.widgets import views
 
@@ -79,7 +79,7 @@ def test_formats_of_target_and_intermediate_are_chosen_apart(opened):
     panel.controls.intermediate_format.value = "w4a16-g32"
     assert panel.config.target == "zoo:target@fp32"
     assert panel.config.draft.model == "zoo:intermediate@w4a16-g32"
-    assert panel.controls.target_format.options == CPU_FORMATS
+    assert panel.controls.target_format.options == MENU
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,10 @@
 
 What a checkpoint must hold follows from its shape (`model_tensors`, `head_tensors`), so that a
 missing or foreign tensor is found from the files' headers, before anything is loaded.
+
+A quantized folder, which `hspec_lab.quantize` writes, holds rounded weights instead: `config.json`
+has an entry `hspec` with the format, and for each unit (matrices that read the same rows, stacked)
+the kind and shape of its form, whose tensors are named `<unit>/<tensor>`.
 """
 
 import hashlib
@@ -11,7 +15,16 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from hspec_lab.model.shape import ModelShape, read_object, read_shape
+from hspec_lab.quant.forms import Form, from_file
 
+# matrices of a decoder layer that read the same rows are stored as one
+UNITS = {
+    "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "o": ("self_attn.o_proj",),
+    "gate_up": ("mlp.gate_proj", "mlp.up_proj"),
+    "down": ("mlp.down_proj",),
+}
+_UNIT_OF = {name: unit for unit, names in UNITS.items() for name in names}
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 DTYPES = ("F64", "F32", "F16", "BF16")
 
@@ -57,9 +70,36 @@ def model_tensors(shape: ModelShape) -> Sizes:
 
 
 def head_tensors(shape: ModelShape) -> Sizes:
-    """Names and sizes of an EAGLE-2 head; its first norm is optional and left out here."""
+    """Names and sizes of an EAGLE-2 head, less what is optional: first norm and `out.weight`."""
     h = shape.hidden
     return {"fc.weight": (h, 2 * h)} | layer_tensors(shape, "layers.0", input_norm=False)
+
+
+def _marks(folder: Path) -> dict:
+    """What `hspec quantize` wrote into a folder's config; empty where it did not make it."""
+    path = Path(folder) / "config.json"
+    marks = read_object(path).get("hspec") or {}
+    if not isinstance(marks, dict):
+        raise ValueError(f"{path}: hspec must be an object, got {marks!r}")
+    return marks
+
+
+def basis_of(folder: Path) -> str | None:
+    """The basis a rotated model or head speaks in, twelve hex digits; None where none was rotated.
+
+    Raises:
+        ValueError: `config.json` cannot be read, or names a basis that is none.
+    """
+    basis = _marks(folder).get("basis")
+    if basis is not None and not isinstance(basis, str):
+        raise ValueError(f"{folder}/config.json: the basis must be a text, got {basis!r}")
+    return basis
+
+
+def made_from(folder: Path) -> Path | None:
+    """The model that a quantized folder was made from; None of any other folder."""
+    source = _marks(folder).get("source")
+    return None if source is None else Path(source)
 
 
 class Checkpoint:
@@ -75,6 +115,9 @@ class Checkpoint:
         if not self.folder.is_dir():
             raise ValueError(f"{folder}: no such folder; a model is a folder or zoo:name")
         self.shape: ModelShape = read_shape(self.folder)
+        marks = _marks(self.folder)
+        self.format: str | None = marks.get("format")
+        self._forms: dict[str, dict] = marks.get("forms", {})
         self._files, self._paths = {}, _weight_files(self.folder)
         for path in self._paths:
             try:
@@ -84,12 +127,19 @@ class Checkpoint:
             for name in file.keys():
                 self._files[name] = file
 
+    def names(self) -> list[str]:
+        """Every stored tensor."""
+        return sorted(self._files)
+
     def __contains__(self, name: str) -> bool:
         return name in self._files
 
     def check(self, sizes: Sizes) -> None:
         """ValueError when a tensor is missing, of another size or not floating point."""
+        rounded = self._rounded(sizes)
         for name, size in sizes.items():
+            if name in rounded:
+                continue
             if name not in self._files:
                 raise ValueError(f"{self.folder}: tensor {name} is missing from the checkpoint")
             stored = self._files[name].get_slice(name)
@@ -109,6 +159,35 @@ class Checkpoint:
             if name.endswith(".bias") and owner in sizes and name not in announced:
                 raise ValueError(f"{self.folder}: {name} is there, but config.json says no bias")
 
+    def _rounded(self, sizes: Sizes) -> set[str]:
+        """Weights that a form holds; ValueError when it is of another size."""
+        found, heights = set(), {}
+        for name, size in sizes.items():
+            unit = unit_of(name)
+            if unit in self._forms:
+                found.add(name)
+                heights[unit] = heights.get(unit, 0) + size[0]
+        for unit, height in heights.items():
+            if self._forms[unit]["shape"][0] != height:
+                raise ValueError(
+                    f"{self.folder}: {unit} has {self._forms[unit]['shape'][0]} outputs, "
+                    f"config.json says {height}"
+                )
+        return found
+
+    def form(self, unit: str) -> Form | None:
+        """Rounded weights of a unit, `model.layers.0.qkv` or `lm_head`; None: they are plain."""
+        known = self._forms.get(unit)
+        if known is None:
+            return None
+        prefix = unit + "/"
+        names = [name for name in self._files if name.startswith(prefix)]
+        tensors = {name.removeprefix(prefix): self.tensor(name) for name in names}
+        try:
+            return from_file(known["kind"], tensors, tuple(known["shape"]))
+        except KeyError as error:
+            raise ValueError(f"{self.folder}: {unit} lacks {error}") from None
+
     def tensor(self, name: str) -> Tensor:
         """One tensor as stored; ValueError when it is missing."""
         if name not in self._files:
@@ -122,6 +201,23 @@ class Checkpoint:
         """Twelve hex digits that change when a weight file is written again."""
         facts = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in self._paths]
         return hashlib.sha256(repr(facts).encode()).hexdigest()[:12]
+
+
+def unit_of(name: str) -> str:
+    """The unit that a weight's name belongs to; its own name without `.weight` otherwise."""
+    name = name.removesuffix(".weight")
+    for matrix, unit in _UNIT_OF.items():
+        if name.endswith("." + matrix):
+            return f"{name.removesuffix(matrix)}{unit}"
+    return name
+
+
+def check_head(checkpoint: Checkpoint) -> None:
+    """ValueError when a head lacks a tensor; a rotated one needs the matrix behind its layer."""
+    sizes, h = head_tensors(checkpoint.shape), checkpoint.shape.hidden
+    if basis_of(checkpoint.folder) or checkpoint.optional("out.weight") is not None:
+        sizes |= {"out.weight": (h, h)}
+    checkpoint.check(sizes)
 
 
 def _weight_files(folder: Path) -> list[Path]:

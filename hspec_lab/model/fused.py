@@ -15,41 +15,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hspec_lab.kv import KVCache
-from hspec_lab.model.checkpoint import Checkpoint, head_tensors, model_tensors
+from hspec_lab.kv import DeviceCache
+from hspec_lab.model.checkpoint import UNITS, Checkpoint, check_head, model_tensors
 from hspec_lab.model.eagle import check_head_fits
-from hspec_lab.model.layer import interleave
+from hspec_lab.model.layer import interleave, unit_weights
 from hspec_lab.model.shape import ModelShape, rope_table, with_context
-from hspec_lab.model.transformer import HEAD_FORMAT, PREFILL_CHUNK
+from hspec_lab.model.transformer import PREFILL_CHUNK, check_made
 from hspec_lab.quant.device import check_triton, make_device_linear
+from hspec_lab.quant.kv_bits import check_device_kv
 from hspec_lab.sample import check_finite
+from hspec_lab.scheme import Format
 from hspec_lab.tree import Tree, ancestor_bitsets, pack_bits
-
-
-class DeviceCache(KVCache):
-    """A cache whose length also lies on the device, where kernels read it."""
-
-    __slots__ = ("kv_len_on_device",)
-
-    def __init__(self, layers: int, kv_heads: int, head_dim: int, capacity: int, dtype, device):
-        super().__init__(layers, kv_heads, head_dim, capacity, dtype, device)
-        self.kv_len_on_device = torch.zeros(1, dtype=torch.int32, device=device)
-
-    def commit(self, path: list[int]) -> None:
-        from hspec_kernels.kv_commit import kv_commit
-
-        n = len(path)
-        if path[-1] == n - 1:  # increasing, so it is 0..n-1 and nothing moves
-            self.kv_len_on_device += n
-        else:
-            offsets = torch.tensor(path, dtype=torch.int32, device=self.storage.device)
-            count = torch.full_like(self.kv_len_on_device, n)
-            kv_commit(self.storage, offsets, count, self.kv_len_on_device, trusted=True)
-        self.kv_len += n
-
-    def truncate(self, kv_len: int) -> None:
-        super().truncate(kv_len)
-        self.kv_len_on_device.fill_(self.kv_len)
 
 
 class FusedLayer:
@@ -63,7 +39,7 @@ class FusedLayer:
         self,
         checkpoint,
         prefix: str,
-        format: str,
+        format: Format,
         cos: Tensor,
         sin: Tensor,
         *,
@@ -73,28 +49,17 @@ class FusedLayer:
         shape, D, device = checkpoint.shape, checkpoint.shape.head_dim, cos.device
         self.eps, self.cos, self.sin, self.row_invariant = shape.norm_eps, cos, sin, row_invariant
 
-        def linear(*names: str):
-            """One layer for projections that read the same rows; queries and keys reordered."""
-            weights, biases = [], []
-            for name in names:
-                rotated = name.endswith(("q_proj", "k_proj"))
-                weight = checkpoint.tensor(f"{prefix}.{name}.weight").float()
-                bias = checkpoint.optional(f"{prefix}.{name}.bias")
-                weights.append(interleave(weight, D) if rotated else weight)
-                if bias is not None:
-                    biases.append(interleave(bias.float(), D) if rotated else bias.float())
-            weight = torch.cat(weights).to(device)
-            bias = torch.cat(biases).to(device) if biases else None
-            return make_device_linear(weight, format, dtype, bias=bias, row_invariant=row_invariant)
+        def linear(unit: str):
+            weight, bias = unit_weights(checkpoint, prefix, unit)
+            bias = None if bias is None else bias.to(device)
+            kept = {"bias": bias, "row_invariant": row_invariant}
+            return make_device_linear(weight.to(device), format.scheme, dtype, **kept)
 
         def norm(name: str) -> Tensor | None:
             weight = checkpoint.optional(f"{prefix}.{name}.weight")
             return None if weight is None else weight.float().to(device)
 
-        self.qkv = linear("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
-        self.o = linear("self_attn.o_proj")
-        self.gate_up = linear("mlp.gate_proj", "mlp.up_proj")
-        self.down = linear("mlp.down_proj")
+        self.qkv, self.o, self.gate_up, self.down = map(linear, UNITS)
         self.input_norm, self.post_norm = norm("input_layernorm"), norm("post_attention_layernorm")
         self.q_norm = self.k_norm = None
         if shape.qk_norm:
@@ -105,7 +70,7 @@ class FusedLayer:
     def nbytes(self) -> int:
         return self.qkv.nbytes + self.o.nbytes + self.gate_up.nbytes + self.down.nbytes
 
-    def forward(self, y, total, kv, kv_len, depths, ancestors) -> Tensor:
+    def forward(self, y, total, kv, kv_len, depths, ancestors, kv_scale=None) -> Tensor:
         """Attention and MLP of rows `y`; attention's share is added to `total`, the MLP's returned.
 
         Args:
@@ -113,6 +78,7 @@ class FusedLayer:
             kv: [capacity, 2 * kv_heads, head_dim], this layer's cache; written behind kv_len.
             kv_len: int32 [1].
             depths, ancestors: as in `FusedTransformer.run`.
+            kv_scale: fp16 [capacity, 2 * kv_heads], of an int8 `kv`; written likewise.
         """
         from hspec_kernels.rms_norm import rms_norm
         from hspec_kernels.rope_and_append import rope_and_append
@@ -129,10 +95,12 @@ class FusedLayer:
             q_norm=self.q_norm,
             k_norm=self.k_norm,
             eps=self.eps,
+            kv_scale=kv_scale,
             trusted=True,
         )
         # trees are checked where they are made, and `check_room` has looked at the cache
-        y = tree_attention(q, kv, kv_len, ancestors, row_invariant=self.row_invariant, trusted=True)
+        how = {"kv_scale": kv_scale, "row_invariant": self.row_invariant, "trusted": True}
+        y = tree_attention(q, kv, kv_len, ancestors, **how)
         y = self.o(y.flatten(1))
         _, y = rms_norm(y, self.post_norm, self.eps, residual=total, total=total)
         return self.down(silu_mul(self.gate_up(y)))
@@ -161,7 +129,7 @@ class FusedTransformer:
     def __init__(
         self,
         checkpoint: Checkpoint,
-        format: str,
+        format: Format | str,
         *,
         row_invariant: bool = False,
         device: str = "cuda",
@@ -177,8 +145,11 @@ class FusedTransformer:
                 f"{checkpoint.folder}: head dimension {shape.head_dim} has no attention kernel; "
                 f"those with one: {', '.join(map(str, HEAD_DIMS))}"
             )
+        format = Format.parse(format) if isinstance(format, str) else format
         checkpoint.check(model_tensors(shape))
-        self.format, self.folder, self.dtype = format, checkpoint.folder, dtype
+        check_made(checkpoint, format)
+        self.format, self.scheme, self.dtype = str(format), format.scheme, dtype
+        self.folder = checkpoint.folder
         self.device, self.row_invariant = torch.device(device), row_invariant
         self.n_known = n_known or shape.vocab
         self.embedding = checkpoint.tensor("model.embed_tokens.weight").to(dtype).to(device)
@@ -189,22 +160,25 @@ class FusedTransformer:
             for i in range(shape.layers)
         ]
         self.norm = checkpoint.tensor("model.norm.weight").float().to(device)
-        head = self.embedding if shape.tied else checkpoint.tensor("lm_head.weight")
-        self.lm_head = make_device_linear(
-            head.float().to(device),
-            HEAD_FORMAT.get(format, format),
-            **kept,
-        )
+        head = checkpoint.form("lm_head")
+        if head is None:
+            head = self.embedding if shape.tied else checkpoint.tensor("lm_head.weight")
+            head = head.float()
+        self.lm_head = make_device_linear(head.to(device), format.scheme.output, **kept)
 
     @property
     def nbytes(self) -> int:
         """Bytes of weights that one decoding step reads (embeddings: one row, not counted)."""
         return sum(layer.nbytes for layer in self.layers) + self.lm_head.nbytes
 
+    bytes_read = nbytes
+
     def new_cache(self, capacity: int) -> DeviceCache:
-        shape = self.shape
+        shape, bits = self.shape, self.scheme.kv
+        check_device_kv(bits)
+        dtype = torch.int8 if bits == 8 else self.dtype
         return DeviceCache(
-            shape.layers, shape.kv_heads, shape.head_dim, capacity, self.dtype, self.device
+            shape.layers, shape.kv_heads, shape.head_dim, capacity, dtype, self.device
         )
 
     def forward(self, tokens: list[int], cache: DeviceCache, tree: Tree | None = None) -> Tensor:
@@ -239,8 +213,10 @@ class FusedTransformer:
         total = x.float()
         y = rms_norm(x, self.layers[0].input_norm, eps)
         norms = [*(layer.input_norm for layer in self.layers[1:]), self.norm]
-        for kv, layer, next_norm in zip(cache.storage, self.layers, norms, strict=True):
-            y = layer.forward(y, total, kv, cache.kv_len_on_device, depths, ancestors)
+        for (kv, kv_scale), layer, next_norm in zip(
+            cache.by_layer(), self.layers, norms, strict=True
+        ):
+            y = layer.forward(y, total, kv, cache.kv_len_on_device, depths, ancestors, kv_scale)
             _, y = rms_norm(y, next_norm, eps, residual=total, total=total)
         return y
 
@@ -289,24 +265,30 @@ class FusedHead:
 
     geometry = HeadGeometry()
 
-    def __init__(self, checkpoint: Checkpoint, format: str, model: FusedTransformer):
+    def __init__(self, checkpoint: Checkpoint, format: Format | str, model: FusedTransformer):
+        format = Format.parse(format) if isinstance(format, str) else format
         check_head_fits(checkpoint, model)
-        checkpoint.check(head_tensors(checkpoint.shape))
-        self.shape, self.format, self.model = checkpoint.shape, format, model
+        check_head(checkpoint)
+        self.shape, self.format, self.model = checkpoint.shape, str(format), model
         far = with_context(self.shape, model.shape.context)
         turns = rotations(far, checkpoint.folder, model.device)
         kept = {"dtype": model.dtype, "row_invariant": model.row_invariant}
         fc = checkpoint.tensor("fc.weight").float().to(model.device)
         bias = checkpoint.optional("fc.bias")
         bias = None if bias is None else bias.to(model.device)
-        self.fc = make_device_linear(fc, format, bias=bias, **kept)
+        self.fc = make_device_linear(fc, format.scheme, bias=bias, **kept)
         self.layer = FusedLayer(checkpoint, "layers.0", format, *turns, **kept)
+        out = checkpoint.optional("out.weight")
+        if out is not None:
+            out = make_device_linear(out.float().to(model.device), format.scheme, **kept)
+        self.out = out
         self._above: list[tuple[Tensor, Tensor, HeadRows]] = []  # levels of the tree being grown
 
     @property
     def nbytes(self) -> int:
         """Bytes of weights that one drafting pass reads, the shared output layer included."""
-        return self.fc.nbytes + self.layer.nbytes + self.model.lm_head.nbytes
+        own = self.fc.nbytes + self.layer.nbytes + (self.out.nbytes if self.out else 0)
+        return own + self.model.lm_head.nbytes
 
     def new_cache(self, capacity: int) -> DeviceCache:
         shape, model = self.shape, self.model
@@ -357,7 +339,8 @@ class FusedHead:
         y = layer.forward(
             normed, total, cache.storage[0], cache.kv_len_on_device, depths, ancestors
         )
-        return (total + y).to(model.dtype)
+        guessed = (total + y).to(model.dtype)
+        return guessed if self.out is None else self.out(guessed)
 
     def _ancestors(self) -> Tensor | None:
         """Bitsets of all rows of the tree so far; None for a path."""

@@ -15,8 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hspec_lab.kv import KVCache
-from hspec_lab.model.checkpoint import Checkpoint
+from hspec_lab.model.checkpoint import UNITS, Checkpoint, layer_tensors
 from hspec_lab.quant import make_linear
+from hspec_lab.quant.forms import Form
+from hspec_lab.scheme import Format
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +39,50 @@ class Rows:
     causal: bool
     paths: list[Tensor] | None
 
+    def positions(self) -> Tensor:
+        """int64 [T], places in the text: a row sees as many rows as lie before it, and itself."""
+        device = self.rotation.device
+        if self.paths is not None:
+            return torch.tensor([len(path) - 1 for path in self.paths], device=device)
+        if self.mask is not None:
+            return (self.mask == 0).sum(dim=1) - 1
+        return torch.arange(len(self.rotation), device=device) + self.start
+
 
 def interleave(weight: Tensor, head_dim: int) -> Tensor:
     """Reorder rows [heads * head_dim, ...]: dims i and i + head_dim / 2 become neighbours."""
     heads = weight.shape[0] // head_dim
     split = weight.view(heads, 2, head_dim // 2, *weight.shape[1:])
     return split.transpose(1, 2).reshape(weight.shape)
+
+
+def unit_weights(checkpoint, prefix: str, unit: str) -> tuple[Tensor | Form, Tensor | None]:
+    """Weights and bias of a unit, as decoders here multiply them: queries and keys reordered.
+
+    Returns:
+        weight: fp32 [R, C], or the form in which a quantized folder holds it.
+        bias: fp32 [R]; None where there is none.
+    """
+    D, biases, orders, start = checkpoint.shape.head_dim, [], [], 0
+    form = checkpoint.form(f"{prefix}.{unit}")
+    sizes = layer_tensors(checkpoint.shape, prefix)
+    weights = []
+    for name in UNITS[unit]:
+        rotated = name.endswith(("q_proj", "k_proj"))
+        order = torch.arange(sizes[f"{prefix}.{name}.weight"][0])
+        order = interleave(order, D) if rotated else order
+        orders.append(order + start)
+        start += len(order)
+        if form is None:
+            weight = checkpoint.tensor(f"{prefix}.{name}.weight").float()
+            weights.append(interleave(weight, D) if rotated else weight)
+        bias = checkpoint.optional(f"{prefix}.{name}.bias")
+        if bias is not None:
+            biases.append(interleave(bias.float(), D) if rotated else bias.float())
+    bias = torch.cat(biases) if biases else None
+    if form is None:
+        return torch.cat(weights), bias
+    return (form.reordered(torch.cat(orders)) if unit == "qkv" else form), bias
 
 
 class DecoderLayer:
@@ -53,7 +93,7 @@ class DecoderLayer:
         checkpoint: Checkpoint,
         prefix: str,
         index: int,
-        format: str,
+        format: Format,
         row_invariant: bool,
         device: str,
     ):
@@ -67,24 +107,14 @@ class DecoderLayer:
             weight = checkpoint.optional(f"{prefix}.{name}.weight")
             return None if weight is None else weight.float().to(device)
 
-        def linear(*names: str):
+        def linear(unit: str):
             """One layer for projections that read the same rows; queries and keys reordered."""
-            weights, biases = [], []
-            for name in names:
-                rotated = name.endswith(("q_proj", "k_proj"))
-                weight = checkpoint.tensor(f"{prefix}.{name}.weight").float()
-                bias = checkpoint.optional(f"{prefix}.{name}.bias")
-                weights.append(interleave(weight, D) if rotated else weight)
-                if bias is not None:
-                    biases.append(interleave(bias.float(), D) if rotated else bias.float())
-            bias = torch.cat(biases).to(device) if biases else None
-            weight = torch.cat(weights).to(device)
-            return make_linear(weight, format, bias=bias, row_invariant=row_invariant)
+            weight, bias = unit_weights(checkpoint, prefix, unit)
+            bias = None if bias is None else bias.to(device)
+            kept = {"reference": format.reference, "row_invariant": row_invariant}
+            return make_linear(weight.to(device), format.scheme, bias=bias, **kept)
 
-        self.qkv = linear("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
-        self.o = linear("self_attn.o_proj")
-        self.gate_up = linear("mlp.gate_proj", "mlp.up_proj")
-        self.down = linear("mlp.down_proj")
+        self.qkv, self.o, self.gate_up, self.down = map(linear, UNITS)
         self.input_norm = norm("input_layernorm")
         self.post_norm = norm("post_attention_layernorm")
         self.q_norm, self.k_norm = norm("self_attn.q_norm"), norm("self_attn.k_norm")
@@ -93,8 +123,13 @@ class DecoderLayer:
         self.inner = shape.inner
 
     @property
+    def linears(self) -> tuple:
+        """The four matrix products, in the order in which they run."""
+        return self.qkv, self.o, self.gate_up, self.down
+
+    @property
     def nbytes(self) -> int:
-        return self.qkv.nbytes + self.o.nbytes + self.gate_up.nbytes + self.down.nbytes
+        return sum(linear.nbytes for linear in self.linears)
 
     def forward(self, x: Tensor, cache: KVCache, rows: Rows) -> Tensor:
         """Add this layer's contribution to `x`, fp32 [T, hidden]."""
@@ -117,9 +152,8 @@ class DecoderLayer:
         pairs = torch.view_as_complex(qk.view(T, H + K, D // 2, 2))
         qk = torch.view_as_real(pairs * rows.rotation).view(T, H + K, D)
         stop = rows.start + T
-        written = cache.rows(self.index, rows.start, stop)
-        written[:, :K] = qk[:, H:]
-        written[:, K:] = v.view(T, K, D)
+        positions = rows.positions() if cache.meets_sinks else None
+        cache.append(self.index, rows.start, qk[:, H:], v.view(T, K, D), positions)
         q = qk[:, :H].view(T, K, self.groups, D)
         if rows.paths is not None:
             return self._attend_row_by_row(q, cache, rows)

@@ -42,6 +42,8 @@ class SyntheticCheckpoint:
         ValueError: no such shape.
     """
 
+    format = None  # nothing is rounded yet
+
     def __init__(self, name: str, context: int = 1, device: str = "cpu"):
         shipped = _shipped() / name
         self.folder = shipped if shipped.is_dir() else Path(name).expanduser()
@@ -65,6 +67,9 @@ class SyntheticCheckpoint:
         drawn = torch.randn(min(n, _BLOCK), generator=generator) * size[1] ** -0.5
         drawn = drawn.bfloat16().to(self.device)
         return drawn.repeat(-(-n // len(drawn)))[:n].view(size)
+
+    def form(self, unit: str) -> None:
+        """Every unit is plain."""
 
     def optional(self, name: str) -> Tensor | None:
         return self.tensor(name) if name in self._sizes else None

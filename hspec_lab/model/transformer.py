@@ -5,6 +5,8 @@ writes their keys and values *behind* the rows that count; `KVCache.commit` deci
 Activations are fp32; weights are stored as the format says.
 """
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,26 +18,22 @@ from hspec_lab.model.checkpoint import Checkpoint, model_tensors
 from hspec_lab.model.layer import DecoderLayer, Rows
 from hspec_lab.model.shape import ModelShape, rope_table
 from hspec_lab.quant import check_shape, make_linear
+from hspec_lab.quant.embedding import Embedding
+from hspec_lab.quant.kv_bits import rounding_of
 from hspec_lab.sample import check_finite
+from hspec_lab.scheme import Format
 from hspec_lab.tree import Tree, visible
 
-# the output layer keeps 8 bits in every low-bit format: it is small, and errors there are visible
-HEAD_FORMAT = {
-    "w4a16-g128": "w8a16",
-    "w4a16-g32": "w8a16",
-    "w4a8-g128": "w8a8",
-    "w3a16-g128": "w8a16",
-    "w2a16-g64": "w8a16",
-}
 PREFILL_CHUNK = 512
 
 
-def check_format(shape: ModelShape, format: str, check_shape=check_shape) -> None:
+def check_format(shape: ModelShape, format: Format, check=None) -> None:
     """ValueError when a model of this shape cannot be stored in `format`.
 
     Args:
-        check_shape: (R, C, format) -> None, of the device's linear layers; the CPU's by default.
+        check: (R, C, scheme) -> None, of the device's linear layers; the CPU's by default.
     """
+    check = check or partial(check_shape, reference=format.reference)
     D, h, inner = shape.head_dim, shape.hidden, shape.inner
     for R, C in (
         ((shape.heads + 2 * shape.kv_heads) * D, h),
@@ -43,8 +41,15 @@ def check_format(shape: ModelShape, format: str, check_shape=check_shape) -> Non
         (2 * inner, h),
         (h, inner),
     ):
-        check_shape(R, C, format)
-    check_shape(shape.vocab, h, HEAD_FORMAT.get(format, format))
+        check(R, C, format.scheme)
+    check(shape.vocab, h, format.scheme.output)
+
+
+def check_made(checkpoint: Checkpoint, format: Format) -> None:
+    """ValueError when a folder of rounded weights is asked for in another format than its own."""
+    held, asked = checkpoint.format, str(replace(format, reference=False))
+    if held is not None and held != asked:
+        raise ValueError(f"{checkpoint.folder}: holds {held}, so it cannot be read as {asked}")
 
 
 class Geometry:
@@ -93,7 +98,7 @@ class Transformer:
 
     Args:
         checkpoint: an opened Hugging Face folder.
-        format: how linear layers are stored; the output layer keeps at least 8 bits.
+        format: how weights, cache and rows are rounded, see `scheme`; or its name.
         row_invariant: compute each row's numbers in an order that no other row changes.
         n_known: entries of the tokenizer; output rows behind them are padding and never chosen.
     """
@@ -101,39 +106,53 @@ class Transformer:
     def __init__(
         self,
         checkpoint: Checkpoint,
-        format: str,
+        format: Format | str,
         *,
         row_invariant: bool = False,
         device: str = "cpu",
         n_known: int | None = None,
     ):
         shape = self.shape = checkpoint.shape
+        format = Format.parse(format) if isinstance(format, str) else format
         checkpoint.check(model_tensors(shape))
+        check_made(checkpoint, format)
         self.n_known = n_known or shape.vocab
-        self.format, self.folder = format, checkpoint.folder
+        self.format, self.scheme, self.folder = str(format), format.scheme, checkpoint.folder
         self.device = torch.device(device)
         self.geometry = Geometry(shape, checkpoint.folder, row_invariant, device)
-        self.embedding = checkpoint.tensor("model.embed_tokens.weight").float().to(device)
+        embedding = checkpoint.tensor("model.embed_tokens.weight").float().to(device)
+        self.embedding = Embedding.of(embedding, format.scheme.embedding)
         self.layers = [
             DecoderLayer(checkpoint, f"model.layers.{i}", i, format, row_invariant, device)
             for i in range(shape.layers)
         ]
         self.norm = checkpoint.tensor("model.norm.weight").float().to(device)
-        head = self.embedding if shape.tied else checkpoint.tensor("lm_head.weight")
-        self.lm_head = make_linear(
-            head.float().to(device), HEAD_FORMAT.get(format, format), row_invariant=row_invariant
-        )
+        head = checkpoint.form("lm_head")
+        if head is None:
+            head = embedding if shape.tied else checkpoint.tensor("lm_head.weight").float()
+        kept = {"reference": format.reference, "row_invariant": row_invariant}
+        self.lm_head = make_linear(head.to(device), format.scheme.output, **kept)
+
+    @property
+    def linears(self) -> list:
+        """Every matrix product of a step, in the order in which they run."""
+        return [*(linear for layer in self.layers for linear in layer.linears), self.lm_head]
 
     @property
     def nbytes(self) -> int:
-        """Bytes of weights that one decoding step reads (embeddings: one row, not counted)."""
-        return sum(layer.nbytes for layer in self.layers) + self.lm_head.nbytes
+        """Bytes of the weights as stored (embeddings: one row is read a step, not counted)."""
+        return sum(linear.nbytes for linear in self.linears)
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of weights that one decoding step reads here."""
+        return sum(linear.bytes_read for linear in self.linears)
 
     def new_cache(self, capacity: int) -> KVCache:
         shape = self.shape
-        return KVCache(
-            shape.layers, shape.kv_heads, shape.head_dim, capacity, torch.float32, self.device
-        )
+        sizes = shape.layers, shape.kv_heads, shape.head_dim, capacity
+        rounding = rounding_of(self.scheme, shape.head_dim)
+        return KVCache(*sizes, torch.float32, self.device, rounding)
 
     def forward(self, tokens: list[int], cache: KVCache, tree: Tree | None = None) -> Tensor:
         """Features of `tokens` behind what the cache holds; their rows are written, not committed.

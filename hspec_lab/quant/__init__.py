@@ -1,15 +1,19 @@
-"""Linear layers, one class per storage format: `make_linear(weight, "w4a16-g128")(x)`.
+"""Linear layers: rounded weights and what multiplies them, `make_linear(weight, "w4a16-g128")(x)`.
 
-Weights are rounded to nearest when the layer is made and multiplied by the fastest operator this
-device has; `reference=True` gives the plain-torch definition of the same format instead, which
-runs on any device. Formats that only a GPU multiplies are in `hspec_lab.quant.device`.
+A scheme (`hspec_lab.scheme`) says how weights and rows are rounded, a form (`forms`) holds rounded
+weights, and a layer multiplies them by the fastest operator PyTorch has on this CPU:
 
-    format        weights         activations     bits per weight
-    fp32          fp32            fp32            32
-    w8a16         int8, per row   bf16            8 + 16 / C
-    w8a8          int8, per row   int8, per row   8 + 32 / C
-    w4a16-g128    int4, per 128   bf16            4.25
-    w4a16-g32     int4, per 32    bf16            5
+    weights                                   rows       operator              bytes read a weight
+    fp32                                      fp32       oneDNN, blocked       4
+    8 bits, a scale a row                     16 bits    ATen int8 x bf16      1
+    2, 3, 4 bits                              16 bits    ATen int4 x bf16      1/2
+    6, 8 bits in groups or with zeros; mxfp4  16 bits    the same twice        1
+    integers with a scale a row; two levels   8, 4 bits  fbgemm int8 x int8    1
+    any, and a low-rank branch                16 bits    that and fp32         + the branch
+
+Everything else (nf4, e4m3, groups along the outputs, stacks) has no operator here and is computed
+by its definition, expanded to fp32, when `reference` asks for it.  What only a GPU multiplies is in
+`hspec_lab.quant.device`.
 
 What T rows cost relative to one row, over five shapes of 384..4096 (Zen 5 with AVX-512, torch
 2.13, 2 threads, 2026-11-21, other work on the machine; `benchmarks/linear.py` measures yours):
@@ -34,17 +38,16 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from hspec_lab.config import CPU_FORMATS, check_format
-from hspec_lab.quant.fp32 import Fp32, Fp32Ref
-from hspec_lab.quant.int4 import W4A16, W4A16Ref
-from hspec_lab.quant.int8 import W8A8, W8A16, W8A8Ref, W8A16Ref
+from hspec_lab.config import CPU_FORMATS
+from hspec_lab.quant import int4, int8
+from hspec_lab.quant.forms import Form, Grouped, LowRank, Plain, rounded
+from hspec_lab.quant.fp32 import Fp32
+from hspec_lab.quant.low_rank import WithBranch
+from hspec_lab.quant.reference import Reference
 from hspec_lab.quant.stored import Biased, RowByRow, Stored, is_row_invariant
+from hspec_lab.scheme import Scheme, has_operator, parse
 
 __all__ = ["CPU_FORMATS", "Linear", "check_shape", "is_row_invariant", "make_linear"]
-
-# what the CPU operators ask of the shape; int8 x bf16 reads past the end instead of asking
-_W8A16_INPUTS = 16
-_W4A16_OUTPUTS = 16
 
 
 class Linear(Protocol):
@@ -53,6 +56,7 @@ class Linear(Protocol):
     format: str
     shape: tuple[int, int]
     nbytes: int
+    bytes_read: int
     effective_bits: float
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -60,25 +64,26 @@ class Linear(Protocol):
         ...
 
     def dequantized(self) -> Tensor:
-        """fp32 [R, C], the weights that the stored integers stand for."""
+        """fp32 [R, C], the weights that the stored numbers stand for."""
         ...
 
 
 def make_linear(
-    weight: Tensor,
-    format: str,
+    weight: Tensor | Form,
+    scheme: Scheme | str,
     *,
     bias: Tensor | None = None,
     reference: bool = False,
     row_invariant: bool = False,
 ) -> Linear:
-    """Round a weight matrix to `format` and return the layer that multiplies with it.
+    """The layer that multiplies with a weight matrix.
 
     Args:
-        weight: fp32 or bf16 [R, C], R outputs, C inputs; its device is the layer's.
-        format: one of CPU_FORMATS.
+        weight: fp32 or bf16 [R, C], R outputs, C inputs, which is rounded to nearest; or a form,
+            rounded by whatever algorithm. Its device is the layer's.
+        scheme: or its name; of a form, what its rows are rounded to.
         bias: fp32 or bf16 [R], added in fp32.
-        reference: the format's definition in plain torch instead of an operator.
+        reference: the scheme's definition in plain torch instead of an operator.
         row_invariant: a row's bits must not depend on the number of rows beside it.
 
     Returns:
@@ -86,85 +91,123 @@ def make_linear(
 
     Raises:
         ValueError: unknown format, a weight or bias that is none, a shape the format or its
-            operator cannot take, or a device without an operator for it.
+            operator cannot take, or a device or form without an operator for it.
     """
-    check_format(format, "cpu")
-    if not reference:
-        _check_device(weight.device.type, format)
-    _check_weight(weight, bias, format)
-    weight = weight.detach().float().contiguous()
-    linear = _make_reference(weight, format) if reference else _make_operator(weight, format)
+    scheme = (parse(scheme) if isinstance(scheme, str) else scheme).weights
+    form = weight
+    if not isinstance(form, Form):
+        check_shape(*_checked(weight, scheme), scheme, reference)
+        _check_finite(weight, scheme)
+        if not reference:
+            _check_device(weight.device.type, scheme)
+        form = rounded(weight.detach().float().contiguous(), scheme)
+    _check_bias(bias, form, scheme)
+    linear = _layer(form, scheme, reference)
     if bias is not None:
         linear = Biased(linear, bias.detach().float())
-    if row_invariant and not is_row_invariant(linear):
+    # a definition's sums depend on the batch, which results in bf16 mostly hide from a probe
+    hidden = reference and scheme.rows == 16
+    if row_invariant and (hidden or not is_row_invariant(linear)):
         linear = RowByRow(linear)
     return linear
 
 
-def _make_reference(weight: Tensor, format: str) -> Stored:
-    if format.startswith("w4a16"):
-        return W4A16Ref(weight, _group_size(weight.shape[1], format))
-    return {"fp32": Fp32Ref, "w8a16": W8A16Ref, "w8a8": W8A8Ref}[format](weight)
+def _layer(form: Form, scheme: Scheme, reference: bool) -> Stored:
+    """A form by its definition or by the fastest operator here; a branch beside either."""
+    if isinstance(form, LowRank):
+        return WithBranch(_layer(form.base, scheme, reference), form, str(scheme))
+    return Reference(form, scheme) if reference else _operator(form, scheme)
 
 
-def _make_operator(weight: Tensor, format: str) -> Stored:
-    if format == "fp32":
-        # F.linear is a good operator wherever oneDNN's blocked form does not exist
-        has_onednn = weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
-        return Fp32(weight) if has_onednn else Fp32Ref(weight)
-    check_shape(*weight.shape, format)
-    if format == "w8a8":
-        return W8A8(weight)
-    if format == "w8a16":
-        return W8A16(weight)
-    return W4A16(weight, _group_size(weight.shape[1], format))
+def _operator(form: Form, scheme: Scheme) -> Stored:
+    """The fastest operator for a form here."""
+    name = str(scheme)
+    _check_device(_device_of(form), scheme)
+    if isinstance(form, Plain) and scheme.rows == 32:
+        # a matrix product is a good operator wherever oneDNN's blocked form does not exist
+        has_onednn = form.weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
+        return Fp32(form.weight) if has_onednn else Reference(form, scheme)
+    takes_integers = scheme.rows < 16 and scheme.grid == "int"
+    if isinstance(form, Grouped) and takes_integers and form.has_integers:
+        return int8.IntegerRows(form, name, scheme.rows)
+    if isinstance(form, Grouped) and scheme.rows == 16:
+        is_int8 = _is_int8(form.scheme, form.group == form.shape[1])
+        if is_int8 or int4.planes_of(form):
+            _check_operator_shape(*form.shape, scheme, is_int8)
+            return int8.Int8Rows(form, name) if is_int8 else int4.Int4Planes(form, name)
+    raise ValueError(
+        f"{name} of the form {form.kind!r} has no operator on {_device_of(form)} here; "
+        f"add +reference to its name to multiply the dequantized weights instead"
+    )
 
 
-def check_shape(R: int, C: int, format: str) -> None:
-    """ValueError when no CPU operator takes R outputs and C inputs in `format`."""
-    check_format(format, "cpu")
-    if format == "w8a16" and C % _W8A16_INPUTS:
+def _is_int8(scheme: Scheme, whole_rows: bool) -> bool:
+    """Whether ATen's int8 x bf16 product takes such weights."""
+    return scheme.grid == "int" and scheme.bits == 8 and not scheme.zero and whole_rows
+
+
+def _device_of(form: Form) -> str:
+    return next(iter(form.tensors().values())).device.type
+
+
+def check_shape(R: int, C: int, scheme: Scheme | str, reference: bool = False) -> None:
+    """ValueError when R outputs and C inputs cannot be stored so, or no CPU operator takes them.
+
+    Args:
+        reference: any shape that can be stored will do.
+    """
+    scheme = (parse(scheme) if isinstance(scheme, str) else scheme).weights
+    if scheme.group and C % scheme.group:
+        raise ValueError(f"{scheme}: {C} input features are not a multiple of {scheme.group}")
+    if reference:
+        return
+    if not has_operator(scheme):
         raise ValueError(
-            f"w8a16: {C} input features are not a multiple of {_W8A16_INPUTS}, which the CPU "
-            "operator needs; reference=True takes any"
+            f"{scheme} has no fast operator on cpu; formats with one: {', '.join(CPU_FORMATS)}, "
+            f"or {scheme}+reference"
         )
-    if format.startswith("w4a16"):
-        _group_size(C, format)
-        if R % _W4A16_OUTPUTS:
+    if scheme.rows == 16:
+        _check_operator_shape(R, C, scheme, _is_int8(scheme, scheme.group is None))
+
+
+def _check_operator_shape(R: int, C: int, scheme: Scheme, is_int8: bool) -> None:
+    if is_int8:
+        needs = [("input", C, int8.INPUTS)]
+    else:
+        needs = [("output", R, int4.OUTPUTS), ("input", C, int4.GROUPS[-1])]
+    for what, n, divisor in needs:
+        if n % divisor:
             raise ValueError(
-                f"{format}: {R} output features are not a multiple of {_W4A16_OUTPUTS}, which the "
-                "CPU operator needs; reference=True takes any"
+                f"{scheme}: {n} {what} features are not a multiple of {divisor}, which the "
+                "CPU operator needs; +reference takes any"
             )
 
 
-def _group_size(C: int, format: str) -> int:
-    group_size = int(format.partition("-g")[2])
-    if C % group_size:
-        raise ValueError(f"{format}: {C} input features are not a multiple of {group_size}")
-    return group_size
-
-
-def _check_weight(weight: Tensor, bias: Tensor | None, format: str) -> None:
+def _checked(weight: Tensor, scheme: Scheme) -> tuple[int, int]:
     if weight.ndim != 2 or weight.dtype not in (torch.float32, torch.bfloat16) or not len(weight):
         raise ValueError(
-            f"{format}: weight must be fp32 or bf16 [R, C], got {weight.dtype} {list(weight.shape)}"
+            f"{scheme}: weight must be fp32 or bf16 [R, C], got {weight.dtype} {list(weight.shape)}"
         )
+    return tuple(weight.shape)
+
+
+def _check_finite(weight: Tensor, scheme: Scheme) -> None:
     if not torch.isfinite(weight).all():
         n_bad = int((~torch.isfinite(weight)).sum())
-        raise ValueError(f"{format}: {n_bad} of {weight.numel()} weights are NaN or infinite")
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"{format}: bias must be [{weight.shape[0]}], got {list(bias.shape)}")
+        raise ValueError(f"{scheme}: {n_bad} of {weight.numel()} weights are NaN or infinite")
 
 
-def _check_device(device: str, format: str) -> None:
-    if format == "fp32":
+def _check_bias(bias: Tensor | None, form: Form, scheme: Scheme) -> None:
+    if bias is not None and tuple(bias.shape) != form.shape[:1]:
+        raise ValueError(f"{scheme}: bias must be [{form.shape[0]}], got {list(bias.shape)}")
+
+
+def _check_device(device: str, scheme: Scheme) -> None:
+    if not scheme.rounds:
         return
-    if device != "cpu" or (format == "w8a8" and not _has_fbgemm()):
+    has_fbgemm = "fbgemm" in torch.backends.quantized.supported_engines
+    if device != "cpu" or (scheme.rows < 16 and not has_fbgemm):
         raise ValueError(
-            f"{format} has no operator on {device} here; reference=True multiplies the "
+            f"{scheme} has no operator on {device} here; reference=True multiplies the "
             "dequantized weights instead"
         )
-
-
-def _has_fbgemm() -> bool:
-    return "fbgemm" in torch.backends.quantized.supported_engines

@@ -10,7 +10,7 @@ else works where triton is missing.
     w8a8          w8a8_matmul      int8, per row, by quantize_rows  one per row
     fp8           fp8_matmul       e4m3, per row, by torch          one per row
     w4a16-g*      w4a16_matmul     fp16 or bf16                     scale and zero per group
-    w4a8-g128     w4a8_matmul      int8, per row, by quantize_rows  two levels: see `rounding`
+    w4a8-g128     w4a8_matmul      int8, per row, by quantize_rows  two levels: see `grids`
     w3a16-g128,   wna16_matmul     fp16 or bf16                     scale and zero per group
     w2a16-g64
 
@@ -23,34 +23,29 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hspec_lab.config import DEVICE_FORMATS
-from hspec_lab.quant.rounding import (
-    expand_groups,
-    expand_two_levels,
-    round_e4m3,
-    round_groups,
-    round_int4,
-    round_int8,
-    round_two_levels,
-)
+from hspec_lab.quant.forms import Form, Grouped, Plain, rounded
+from hspec_lab.quant.grids import E4M3, Integers, TwoLevels
 from hspec_lab.quant.stored import Biased, Stored
+from hspec_lab.scheme import Scheme, parse
 
 _BLOCK = 1 << 24  # weights rounded at a time
 _ROWS = 16  # of each product of a row-invariant w16a16
 
 
 def make_device_linear(
-    weight: Tensor,
-    format: str,
+    weight: Tensor | Form,
+    scheme: Scheme | str,
     dtype: torch.dtype,
     *,
     bias: Tensor | None = None,
     row_invariant: bool = False,
 ) -> Stored:
-    """Round a weight matrix to `format` and return the layer that multiplies with it.
+    """The layer that multiplies with a weight matrix on kernels.
 
     Args:
-        weight: fp32, bf16 or fp16 [R, C]; its device is the layer's.
-        format: one of DEVICE_FORMATS.
+        weight: fp32, bf16 or fp16 [R, C], rounded to nearest; or a form, rounded by whatever
+            algorithm. Its device is the layer's.
+        scheme: of one of DEVICE_FORMATS; or its name.
         dtype: fp16 or bf16, of rows and results.
         bias: [R], added to the result.
         row_invariant: a row's bits must not depend on the number of rows beside it.
@@ -59,16 +54,32 @@ def make_device_linear(
         linear: x dtype [T, C] -> y dtype [T, R].
 
     Raises:
-        ValueError: a format without a kernel on the weight's device, a shape or dtype it does not
-            take, or triton is not installed.
+        ValueError: a format or form without a kernel on the weight's device, a shape or dtype it
+            does not take, or triton is not installed.
     """
-    check_device_format(format, weight.device)
-    check_device_shape(*weight.shape, format)
+    scheme = (parse(scheme) if isinstance(scheme, str) else scheme).weights
+    if isinstance(weight, Form):
+        _check_form(weight, scheme)
+        scheme = weight.scheme if isinstance(weight, Grouped) else scheme
+    device = next(iter(weight.tensors().values())).device if isinstance(weight, Form) else None
+    check_device_format(str(scheme), device or weight.device)
+    check_device_shape(*weight.shape, str(scheme))
     if dtype not in (torch.float16, torch.bfloat16):
-        raise ValueError(f"{format}: dtype must be float16 or bfloat16, got {dtype}")
-    kind = _KINDS[format.partition("-g")[0]]
-    linear = kind(weight.detach(), format, dtype, row_invariant)
+        raise ValueError(f"{scheme}: dtype must be float16 or bfloat16, got {dtype}")
+    kind = _KINDS[str(scheme).partition("-g")[0]]
+    linear = kind(weight, scheme, dtype, row_invariant)
     return linear if bias is None else Biased(linear, bias.to(dtype))
+
+
+def _check_form(form: Form, scheme: Scheme) -> None:
+    """ValueError for forms that only a CPU multiplies."""
+    if isinstance(form, Plain):
+        return
+    if not isinstance(form, Grouped) or str(form.scheme) not in DEVICE_FORMATS:
+        raise ValueError(
+            f"{scheme} of the form {form.kind!r} has no kernel; forms with one: "
+            f"{', '.join(DEVICE_FORMATS)}"
+        )
 
 
 def check_device_format(format: str, device: torch.device | str) -> None:
@@ -87,8 +98,9 @@ def check_device_format(format: str, device: torch.device | str) -> None:
         )
 
 
-def check_device_shape(R: int, C: int, format: str) -> None:
-    """ValueError when a matrix of R outputs and C inputs cannot be stored in `format`."""
+def check_device_shape(R: int, C: int, scheme: Scheme | str) -> None:
+    """ValueError when a matrix of R outputs and C inputs cannot be stored so."""
+    format = str(scheme)
     group_size = _group_size(format)
     if group_size and C % group_size:
         raise ValueError(f"{format}: {C} input features are not a multiple of {group_size}")
@@ -120,22 +132,32 @@ class _DeviceLinear(Stored):
 
     __slots__ = ("tensors", "dtype", "row_invariant", "group_size")
 
-    def __init__(self, weight: Tensor, format: str, dtype: torch.dtype, row_invariant: bool):
+    def __init__(self, weight: Tensor | Form, scheme: Scheme, dtype, row_invariant: bool):
         self.dtype, self.row_invariant = dtype, row_invariant
-        self.group_size = _group_size(format) or weight.shape[1]
-        blocks = weight.split(max(1, _BLOCK // weight.shape[1]))
-        stored = [self.stored(rows.float().contiguous(), format) for rows in blocks]
+        self.group_size = scheme.group or weight.shape[1]
+        stored = [self.stored(form) for form in _forms(weight, scheme)]
         self.tensors = tuple(torch.cat(parts) for parts in zip(*stored, strict=True))
-        super().__init__(format, weight, sum(tensor.nbytes for tensor in self.tensors))
+        n_bytes = sum(tensor.nbytes for tensor in self.tensors)
+        super().__init__(str(scheme), weight.shape, n_bytes, self.tensors[0].device)
 
-    def stored(self, rows: Tensor, format: str) -> tuple[Tensor, ...]:
-        """The tensors of a block of rows, fp32 [n, C]; each is n long."""
+    def stored(self, form: Form) -> tuple[Tensor, ...]:
+        """The tensors of a block of n rows; each is n long."""
         raise NotImplementedError
 
     def dequantized(self) -> Tensor:
         """fp32 [R, C], the weights that the stored numbers stand for."""
         q, scale = self.tensors
         return q.float() * scale[:, None]
+
+
+def _forms(weight: Tensor | Form, scheme: Scheme) -> list[Form]:
+    """A form as it is; a matrix rounded a block of rows at a time."""
+    if isinstance(weight, Form):
+        return [weight]
+    if not scheme.rounds:
+        return [Plain(weight.detach())]
+    blocks = weight.detach().split(max(1, _BLOCK // weight.shape[1]))
+    return [rounded(rows.float().contiguous(), scheme) for rows in blocks]
 
 
 class DeviceW16A16(_DeviceLinear):
@@ -148,8 +170,8 @@ class DeviceW16A16(_DeviceLinear):
 
     __slots__ = ()
 
-    def stored(self, rows: Tensor, format: str) -> tuple[Tensor, ...]:
-        return (rows.to(self.dtype),)
+    def stored(self, form: Plain) -> tuple[Tensor, ...]:
+        return (form.weight.to(self.dtype),)
 
     def __call__(self, x: Tensor) -> Tensor:
         if not self.row_invariant:
@@ -166,12 +188,10 @@ class DeviceW8A16(_DeviceLinear):
 
     __slots__ = ()
 
-    def stored(self, rows: Tensor, format: str) -> tuple[Tensor, ...]:
+    def stored(self, form: Grouped) -> tuple[Tensor, ...]:
         from hspec_kernels.wna16_matmul import pack_wna16
 
-        q, scale = round_int8(rows, torch.bfloat16)
-        # the upper bit turned over is 128 more
-        return pack_wna16(q.view(torch.uint8) ^ 0x80, 8), scale.to(self.dtype)[:, None]
+        return pack_wna16(form.codes(), 8), form.scale.to(self.dtype)
 
     def __call__(self, x: Tensor) -> Tensor:
         from hspec_kernels.wna16_matmul import wna16_matmul
@@ -192,12 +212,12 @@ class DeviceWNA16(_DeviceLinear):
 
     __slots__ = ("bits",)
 
-    def stored(self, rows: Tensor, format: str) -> tuple[Tensor, ...]:
+    def stored(self, form: Grouped) -> tuple[Tensor, ...]:
         from hspec_kernels.wna16_matmul import pack_wna16
 
-        self.bits = int(format[1])
-        q, scale, zero = round_groups(rows, self.bits, self.group_size)
-        return pack_wna16(q, self.bits), scale.to(self.dtype), zero.to(self.dtype)
+        self.bits = form.scheme.bits
+        packed = pack_wna16(form.codes(), self.bits)
+        return packed, form.scale.to(self.dtype), form.zero.to(self.dtype)
 
     def __call__(self, x: Tensor) -> Tensor:
         from hspec_kernels.wna16_matmul import wna16_matmul
@@ -209,7 +229,9 @@ class DeviceWNA16(_DeviceLinear):
         from hspec_kernels.wna16_matmul import unpack_wna16
 
         packed, scale, zero = self.tensors
-        return expand_groups(unpack_wna16(packed, self.bits, self.shape[1]), self.bits, scale, zero)
+        return _expanded(
+            Integers(self.bits), unpack_wna16(packed, self.bits, self.shape[1]), scale, zero
+        )
 
 
 class DeviceW4A16(_DeviceLinear):
@@ -217,11 +239,10 @@ class DeviceW4A16(_DeviceLinear):
 
     __slots__ = ()
 
-    def stored(self, rows: Tensor, format: str) -> tuple[Tensor, ...]:
+    def stored(self, form: Grouped) -> tuple[Tensor, ...]:
         from hspec_kernels.w4a16_matmul import pack_w4a16
 
-        q, scale, zero = round_int4(rows, self.group_size)
-        return pack_w4a16(q), scale.to(self.dtype), zero.to(self.dtype)
+        return pack_w4a16(form.codes()), form.scale.to(self.dtype), form.zero.to(self.dtype)
 
     def __call__(self, x: Tensor) -> Tensor:
         from hspec_kernels.w4a16_matmul import w4a16_matmul
@@ -233,7 +254,7 @@ class DeviceW4A16(_DeviceLinear):
         from hspec_kernels.w4a16_matmul import unpack_w4a16
 
         packed, scale, zero = self.tensors
-        return expand_groups(unpack_w4a16(packed, self.shape[1]), 4, scale, zero)
+        return _expanded(Integers(4), unpack_w4a16(packed, self.shape[1]), scale, zero)
 
 
 class DeviceW8A8(_DeviceLinear):
@@ -241,8 +262,8 @@ class DeviceW8A8(_DeviceLinear):
 
     __slots__ = ()
 
-    def stored(self, rows: Tensor, format: str) -> tuple[Tensor, ...]:
-        return round_int8(rows, torch.float32)
+    def stored(self, form: Grouped) -> tuple[Tensor, ...]:
+        return form.integers()
 
     def __call__(self, x: Tensor) -> Tensor:
         from hspec_kernels.quantize_rows import quantize_rows
@@ -256,11 +277,10 @@ class DeviceW4A8(_DeviceLinear):
 
     __slots__ = ()
 
-    def stored(self, rows: Tensor, format: str) -> tuple[Tensor, ...]:
+    def stored(self, form: Grouped) -> tuple[Tensor, ...]:
         from hspec_kernels.w4a8_matmul import pack_w4a8
 
-        q, *scales = round_two_levels(rows, self.group_size)
-        return pack_w4a8(q), *scales
+        return pack_w4a8(form.codes()), form.scale, form.zero, form.row_scale
 
     def __call__(self, x: Tensor) -> Tensor:
         from hspec_kernels.quantize_rows import quantize_rows
@@ -271,8 +291,9 @@ class DeviceW4A8(_DeviceLinear):
     def dequantized(self) -> Tensor:
         from hspec_kernels.w4a8_matmul import unpack_w4a8
 
-        packed, *scales = self.tensors
-        return expand_two_levels(unpack_w4a8(packed, self.shape[1]), *scales)
+        packed, scale, zero, row_scale = self.tensors
+        codes = unpack_w4a8(packed, self.shape[1])
+        return _expanded(TwoLevels(), codes, scale, zero) * row_scale[:, None]
 
 
 class DeviceFp8(_DeviceLinear):
@@ -280,21 +301,29 @@ class DeviceFp8(_DeviceLinear):
 
     __slots__ = ()
 
-    def __init__(self, weight: Tensor, format: str, dtype: torch.dtype, row_invariant: bool):
-        super().__init__(weight, format, dtype, row_invariant)
+    def __init__(self, weight: Tensor | Form, scheme: Scheme, dtype, row_invariant: bool):
+        super().__init__(weight, scheme, dtype, row_invariant)
         q, scale = self.tensors
         self.tensors = q.view(torch.float8_e4m3fn), scale
 
-    def stored(self, rows: Tensor, format: str) -> tuple[Tensor, ...]:
-        q, scale = round_e4m3(rows)
+    def stored(self, form: Grouped) -> tuple[Tensor, ...]:
         # as bytes: not every device joins tensors of e4m3
-        return q.view(torch.uint8), scale
+        return form.codes(), form.scale[:, 0]
 
     def __call__(self, x: Tensor) -> Tensor:
         from hspec_kernels.fp8_matmul import fp8_matmul
 
+        grid, rows = E4M3(), x.float()
+        scale, _ = grid.fit(rows)
+        q = grid.round(rows, scale).view(torch.float8_e4m3fn)
         how = {"row_invariant": self.row_invariant}
-        return fp8_matmul(*round_e4m3(x.float()), *self.tensors, self.dtype, **how)
+        return fp8_matmul(q, scale, *self.tensors, self.dtype, **how)
+
+
+def _expanded(grid, codes: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+    """fp32 [R, C] from codes [R, C] and the scales and zeros [R, C/G] of their groups."""
+    groups = codes.view(*scale.shape, -1)
+    return grid.expand(groups, scale, zero).flatten(1)
 
 
 _KINDS = {

@@ -1,7 +1,6 @@
 """fp32 linear layers: y = x @ w.T, the format that nothing was done to.
 
-    reference   Fp32Ref   F.linear; any device; also what CUDA uses
-    operator    Fp32      oneDNN on a weight blocked once, at construction
+    operator    oneDNN on a weight blocked once, at construction
     cost        4 B per weight, one copy: the blocked weight replaces the plain one, and
                 `dequantized` turns it back
     error       rounding of one fp32 sum of C products
@@ -25,7 +24,6 @@ timing.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from hspec_lab.quant.stored import Stored
@@ -34,29 +32,13 @@ from hspec_lab.quant.stored import Stored
 _ROWS_HINT = 16
 
 
-class Fp32Ref(Stored):
-    """Plain matrix product, any device; the definition."""
-
-    __slots__ = ("weight",)
-
-    def __init__(self, weight: Tensor):
-        super().__init__("fp32", weight, 4 * weight.numel())
-        self.weight = weight
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight)
-
-    def dequantized(self) -> Tensor:
-        return self.weight
-
-
 class Fp32(Stored):
     """The same product by oneDNN on a blocked copy of the weight; CPU."""
 
     __slots__ = ("_blocked", "_multiply")
 
     def __init__(self, weight: Tensor):
-        super().__init__("fp32", weight, 4 * weight.numel())
+        super().__init__("fp32", weight.shape, 4 * weight.numel(), weight.device)
         self._blocked = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS_HINT)
         self._multiply = torch.ops.mkldnn._linear_pointwise.default
 

@@ -5,13 +5,20 @@ from torch import Tensor
 
 
 class Stored:
-    """A weight matrix in one storage format; subclasses say how it is multiplied."""
+    """A weight matrix in one storage format; subclasses say how it is multiplied.
 
-    __slots__ = ("format", "shape", "nbytes", "device")
+    Attributes:
+        format: the scheme's name.
+        nbytes: of the form that is stored, scales and zeros included.
+        bytes_read: of what a product reads; more where an operator wants another layout.
+    """
 
-    def __init__(self, format: str, weight: Tensor, nbytes: int):
-        self.format, self.nbytes = format, nbytes
-        self.shape, self.device = tuple(weight.shape), weight.device
+    __slots__ = ("format", "shape", "nbytes", "bytes_read", "device")
+
+    def __init__(self, format: str, shape, nbytes: int, device, bytes_read: int | None = None):
+        self.format, self.nbytes, self.shape = format, nbytes, tuple(shape)
+        self.bytes_read = nbytes if bytes_read is None else bytes_read
+        self.device = torch.device(device)
 
     @property
     def effective_bits(self) -> float:
@@ -29,8 +36,7 @@ class _Wrapped(Stored):
     __slots__ = ("inner",)
 
     def __init__(self, inner: Stored):
-        self.format, self.nbytes = inner.format, inner.nbytes
-        self.shape, self.device = inner.shape, inner.device
+        super().__init__(inner.format, inner.shape, inner.nbytes, inner.device, inner.bytes_read)
         self.inner = inner
 
     def dequantized(self) -> Tensor:
@@ -77,7 +83,7 @@ def is_row_invariant(linear: Stored) -> bool:
     """
     while isinstance(linear, Biased):
         linear = linear.inner
-    key = (type(linear), linear.format, linear.shape, linear.device, torch.get_num_threads())
+    key = (repr(linear), linear.device, torch.get_num_threads())
     if key not in _found:
         _found[key] = _probe(linear)
     return _found[key]

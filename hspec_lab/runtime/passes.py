@@ -163,5 +163,6 @@ class TreePass(Pass):
         state, (path, n_path, emitted) = self.state, self.verdict
         path, emitted = path[: self.longest], emitted[: self.longest]
         self._keep(path.clamp(min=0))
-        kv_commit(state.cache.storage, path, n_path, state.kv_len, trusted=True)
+        kept = {"kv_scale": state.cache.kv_scale, "trusted": True}
+        kv_commit(state.cache.storage, path, n_path, state.kv_len, **kept)
         self._emit(emitted, n_path, path)

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import ipywidgets as ipw
 
-from hspec_lab.config import CPU_FORMATS, Chain, Config, Eagle2, Refine, split_model
+from hspec_lab.config import MENU, Chain, Config, Eagle2, Refine, split_model
 from hspec_lab.terms import METHODS
 
 # which controls a method listens to, besides the target's format
@@ -110,7 +110,7 @@ def _taken_apart(config: Config) -> tuple[str, str, Eagle2, int]:
 
 def _dropdown(name: str, value: str, tooltip: str) -> ipw.Dropdown:
     return ipw.Dropdown(
-        options=CPU_FORMATS,
+        options=MENU if value in MENU else (*MENU, value),
         value=value,
         description=name,
         tooltip=tooltip,

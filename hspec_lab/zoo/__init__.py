@@ -25,6 +25,18 @@ def folder(name: str) -> Path:
     return ROOT / name
 
 
+def held_out(part: str) -> list[str]:
+    """Texts of held-out modules that no model saw in training.
+
+    Args:
+        part: "calibration" (every second module, which algorithms may look at) or "evaluation"
+            (the others).
+    """
+    start = ("evaluation", "calibration").index(part)
+    modules = json.loads((ROOT / "text" / "held_out.json").read_text(encoding="utf-8"))
+    return list(modules.values())[start::2]
+
+
 def prompts() -> list[str]:
     """The held-out prompts, in their fixed order."""
     return json.loads((ROOT / "text" / "prompts.json").read_text(encoding="utf-8"))["prompts"]

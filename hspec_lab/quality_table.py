@@ -1,0 +1,149 @@
+"""What quantization costs and keeps, one row a model: bits, bytes, quality, tokens a round.
+
+bits          stored bits per weight of the decoder layers, scales and zeros included
+megabytes     of all matrices that a step reads, as stored
+perplexity, kl, agreement, bits_per_byte    see `quality`, on held-out modules that no
+              calibration here looks at; kl and agreement against the reference
+chain, eagle2, hierspec                     tokens a round, greedy, on prompts from these modules
+seconds       what choosing the weights took when they were made; of round-to-nearest, loading
+"""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from hspec_lab import zoo
+from hspec_lab.config import Config, split_model
+from hspec_lab.experiment import conditions
+from hspec_lab.model.shape import read_object
+from hspec_lab.pipeline import Models, check, folder_of
+from hspec_lab.quality import Reference, mean_emitted, measure_quality, text_ids
+from hspec_lab.quantize import make_missing
+from hspec_lab.text import load_tokenizer
+
+COLUMNS = {
+    "model": "str",
+    "scheme": "str",
+    "bits": "float64",
+    "megabytes": "float64",
+    "perplexity": "float64",
+    "bits_per_byte": "float64",
+    "kl": "float64",
+    "agreement": "float64",
+    "chain": "float64",
+    "eagle2": "float64",
+    "hierspec": "float64",
+    "seconds": "float64",
+}
+_MAX_NEW_TOKENS = 96
+
+
+def measure_table(
+    models: Sequence[str],
+    *,
+    reference: str | None = None,
+    n_windows: int = 40,
+    n_prompts: int = 8,
+    threads: int = 2,
+    out: Path | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> pd.DataFrame:
+    """Measure a row for each model, making those that are not made yet.
+
+    Args:
+        models: references of one vocabulary.
+        reference: what kl and agreement compare with; None: the first model's source at fp32.
+        n_windows: of held-out text; all of those modules have fewer than 100.
+        n_prompts: decoded with each drafter, at most as many as there are; 0: no drafters.
+        out: a JSON file of rows; those it holds are not measured again.
+        progress: called with models done, models in all and a few words.
+
+    Raises:
+        ValueError: a reference that is wrong, or a file measured in another way.
+    """
+    if n_windows < 1 or n_prompts < 0 or threads < 1:
+        raise ValueError(
+            f"windows, prompts and threads must be at least 1, 0 and 1, got {n_windows}, "
+            f"{n_prompts} and {threads}"
+        )
+    reference = reference or f"{split_model(models[0])[0]}@fp32"
+    how = {"reference": reference, "windows": n_windows, "prompts": n_prompts, "threads": threads}
+    rows = _begun(out, how)
+    todo = [model for model in map(_canonical, models) if model not in rows]
+    torch.set_num_threads(threads)
+    yardstick, texts = None, zoo.held_out("evaluation")
+    for done, model in enumerate(todo):
+        if progress:
+            progress(done, len(todo), model)
+        make_missing([model], progress)
+        config = _config(model, texts, n_prompts, threads)
+        check(config)
+        if yardstick is None:
+            yardstick = Reference(Models().transformer(reference, False, "cpu"))
+            windows = text_ids(load_tokenizer(folder_of(reference)), texts, n_windows=n_windows)
+        rows[model] = _row(model, config, yardstick, windows, n_prompts)
+        if out:
+            _write(out, how, rows)
+    table = pd.DataFrame([rows[_canonical(model)] for model in models])
+    return table.reindex(columns=list(COLUMNS)).astype(COLUMNS)
+
+
+def _canonical(model: str) -> str:
+    return "@".join(split_model(model))
+
+
+def _config(model: str, texts: list[str], n_prompts: int, threads: int) -> Config:
+    prompts = [p for p in zoo.prompts() if any(p in text for text in texts)]
+    given = {"prompts": tuple(prompts[:n_prompts])} if n_prompts else {"n_prompts": 1}
+    return Config(target=model, max_new_tokens=_MAX_NEW_TOKENS, threads=threads, **given)
+
+
+def _row(model: str, config: Config, yardstick: Reference, windows, n_prompts: int) -> dict:
+    models, begun = Models(), time.monotonic()
+    transformer = models.transformer(model, False, "cpu")
+    seconds = time.monotonic() - begun
+    found = measure_quality(transformer, yardstick, windows)
+    marks = read_object(folder_of(model) / "config.json").get("hspec", {})
+    units = [linear for layer in transformer.layers for linear in layer.linears]
+    n_weights = sum(linear.shape[0] * linear.shape[1] for linear in units)
+    row = {"model": model, "scheme": split_model(model)[1]}
+    row |= {
+        "bits": 8 * sum(linear.nbytes for linear in units) / n_weights,
+        "megabytes": transformer.nbytes / 1e6,
+        "seconds": marks.get("seconds", seconds),
+    }
+    row |= {
+        name: getattr(found, name) for name in ("perplexity", "bits_per_byte", "kl", "agreement")
+    }
+    return row | (mean_emitted(config, models=models) if n_prompts else {})
+
+
+def _begun(out: Path | None, how: dict) -> dict[str, dict]:
+    if out is None or not out.is_file():
+        return {}
+    found = read_object(out)
+    if found.get("how") != how:
+        raise ValueError(f"{out} was measured with {found.get('how')}, now it is {how}")
+    return {row["model"]: row for row in found["rows"]}
+
+
+def _write(out: Path, how: dict, rows: dict[str, dict]) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    content = {"kind": "measured", "how": how, "conditions": conditions("cpu", how["threads"])}
+    half = out.with_suffix(".tmp")
+    half.write_text(json.dumps(content | {"rows": list(rows.values())}, indent=1) + "\n")
+    half.replace(out)
+
+
+def as_text(table: pd.DataFrame) -> str:
+    """The table with sensible digits, one line a model."""
+    digits = {"bits": 2, "megabytes": 2, "perplexity": 3, "bits_per_byte": 3, "kl": 4}
+    digits |= {"agreement": 3, "chain": 2, "eagle2": 2, "hierspec": 2, "seconds": 1}
+    shown = table.drop(columns="scheme").copy()
+    for name, n in digits.items():
+        shown[name] = shown[name].map(lambda value, n=n: "" if value != value else f"{value:.{n}f}")
+    return shown.to_string(index=False)

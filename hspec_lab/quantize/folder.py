@@ -1,0 +1,92 @@
+"""Writing a quantized folder: layer by layer under another name, then renamed whole.
+
+    config.json                    the model's own; under `hspec` format, forms, how it was made
+    layer-00000.safetensors ...    norms and biases by their names, forms as `<unit>/<tensor>`
+    ends.safetensors               embedding, last norm, output layer
+    model.safetensors.index.json   which tensor lies in which file
+
+A layer's file also says, in its own metadata, which forms it holds, so that a stopped run goes on
+behind the last layer that was written.
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from hspec_lab.quant.forms import Form, from_file
+
+_COPIED = ("tokenizer*", "special_tokens_map.json", "generation_config.json", "vocab*", "merges*")
+
+
+class Unfinished:
+    """A folder that is being written beside the place where it will lie."""
+
+    def __init__(self, final: Path):
+        self.final = final
+        self.path = final.with_name(f".unfinished-{final.name}")
+        self.path.mkdir(parents=True, exist_ok=True)
+
+    def has(self, name: str) -> bool:
+        return (self.path / f"{name}.safetensors").is_file()
+
+    def put(self, name: str, tensors: dict[str, Tensor], forms: dict[str, Form]) -> None:
+        """Write one file, whole or not at all.
+
+        Args:
+            tensors: by their full names.
+            forms: by unit, full names.
+        """
+        kinds = {unit: {"kind": f.kind, "shape": list(f.shape)} for unit, f in forms.items()}
+        for unit, form in forms.items():
+            tensors = tensors | {f"{unit}/{key}": t for key, t in form.tensors().items()}
+        tensors = {key: tensor.contiguous() for key, tensor in tensors.items()}
+        path = self.path / f"{name}.safetensors"
+        half = path.with_suffix(".tmp")
+        save_file(tensors, half, metadata={"forms": json.dumps(kinds)})
+        os.replace(half, path)
+
+    def get(self, name: str) -> tuple[dict[str, Tensor], dict[str, Form]]:
+        """What `put` wrote."""
+        with safe_open(self.path / f"{name}.safetensors", framework="pt") as file:
+            kinds = json.loads(file.metadata()["forms"])
+            found = {key: file.get_tensor(key) for key in file.keys()}
+        forms = {}
+        for unit, known in kinds.items():
+            own = {k.partition("/")[2]: t for k, t in found.items() if k.startswith(unit + "/")}
+            forms[unit] = from_file(known["kind"], own, tuple(known["shape"]))
+        return {key: tensor for key, tensor in found.items() if "/" not in key}, forms
+
+    def finish(self, source: Path, marks: dict) -> Path:
+        """Add what makes it a model's folder and give it its name.
+
+        Args:
+            source: the model's own folder.
+            marks: what goes under `hspec` beside the forms; `untied` removes the tie to the
+                embedding.
+        """
+        weight_map, forms = {}, {}
+        for path in sorted(self.path.glob("*.safetensors")):
+            with safe_open(path, framework="pt") as file:
+                forms |= json.loads(file.metadata()["forms"])
+                weight_map |= dict.fromkeys(file.keys(), path.name)
+        config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+        if marks.pop("untied", False):
+            config["tie_word_embeddings"] = False
+        config["hspec"] = marks | {"forms": forms}
+        for pattern in _COPIED:
+            for path in source.glob(pattern):
+                if path.is_file():
+                    shutil.copy(path, self.path / path.name)
+        index = {"weight_map": weight_map}
+        for name, content in (("config.json", config), ("model.safetensors.index.json", index)):
+            (self.path / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        if self.final.exists():  # somebody else made the same
+            shutil.rmtree(self.path)
+        else:
+            self.path.rename(self.final)
+        return self.final
