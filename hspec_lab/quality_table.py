@@ -19,10 +19,12 @@ import torch
 from hspec_lab import zoo
 from hspec_lab.config import Config, split_model
 from hspec_lab.experiment import conditions
+from hspec_lab.layer_quality import layer_errors, outlier_share
 from hspec_lab.model.shape import read_object
 from hspec_lab.pipeline import Models, check, folder_of
 from hspec_lab.quality import Reference, mean_emitted, measure_quality, text_ids
 from hspec_lab.quantize import make_missing
+from hspec_lab.scheme import Format
 from hspec_lab.text import load_tokenizer
 
 COLUMNS = {
@@ -37,9 +39,12 @@ COLUMNS = {
     "chain": "float64",
     "eagle2": "float64",
     "hierspec": "float64",
+    "outliers": "float64",
+    "layer_error": "float64",
     "seconds": "float64",
 }
 _MAX_NEW_TOKENS = 96
+_LAYER_WINDOWS = 4
 
 
 def measure_table(
@@ -122,6 +127,14 @@ def _row(model: str, config: Config, yardstick: Reference, windows, n_prompts: i
     return row | (mean_emitted(config, models=models) if n_prompts else {})
 
 
+def _of_layers(model, yardstick: Reference, windows, format: Format) -> dict[str, float]:
+    row = {"outliers": float(outlier_share(model, windows)["share"].mean())}
+    if not format.rotates:
+        errors = layer_errors(model, yardstick.model, windows)
+        row["layer_error"] = float(errors["own"].mean())
+    return row
+
+
 def _begun(out: Path | None, how: dict) -> dict[str, dict]:
     if out is None or not out.is_file():
         return {}
@@ -143,6 +156,7 @@ def as_text(table: pd.DataFrame) -> str:
     """The table with sensible digits, one line a model."""
     digits = {"bits": 2, "megabytes": 2, "perplexity": 3, "bits_per_byte": 3, "kl": 4}
     digits |= {"agreement": 3, "chain": 2, "eagle2": 2, "hierspec": 2, "seconds": 1}
+    digits |= {"outliers": 3, "layer_error": 5}
     shown = table.drop(columns="scheme").copy()
     for name, n in digits.items():
         shown[name] = shown[name].map(lambda value, n=n: "" if value != value else f"{value:.{n}f}")

@@ -53,7 +53,7 @@ class Plan:
     top_k: int = 8
     head: str | None = None
     prompts: tuple[str, ...] = ()
-    n_prompts: int = 3
+    n_prompts: int = 4
     max_new_tokens: int = 48
     repeats: int = 1
     context: int = 320
@@ -147,12 +147,12 @@ def run_compat(plan: Plan, folder: Path, progress: Progress | None = None) -> pd
     cells = begin(folder, conditions(plan.device, plan.threads), asdict(plan), weights)
     device = _measure_curves(plan, folder, progress)
     known = set(map(tuple, cells[CELL].to_numpy().tolist()))
-    todo = [
-        (key, model, cell)
+    wanted = {
+        (device, *split_model(model), *cell, plan.top_k): (model, cell)
         for model in plan.models
         for cell in plan.cells
-        if (key := (device, *split_model(model), *cell, plan.top_k)) not in known
-    ]
+    }
+    todo = [(key, *cell) for key, cell in wanted.items() if key not in known]
     for key, taken in _measured(plan, todo, progress):
         added = pd.DataFrame([dict(zip(CELL, key, strict=True)) | row for row in taken])
         cells = pd.concat([cells, added[list(CELLS)].astype(CELLS)], ignore_index=True)
@@ -175,10 +175,8 @@ def _measure_curves(plan: Plan, folder: Path, progress: Progress) -> str:
     """The cost curves, those that lack; what their table calls the device."""
     measure.measure_costs(curves_of(plan), folder, progress)
     head, costs = read_cost(folder)
-    longest, shortest = (
-        max(plan.tree_sizes),
-        int(costs.groupby(["model", "scheme"])["n"].max().min()),
-    )
+    longest = max(plan.tree_sizes)
+    shortest = int(costs.groupby(["model", "scheme"])["n"].max().min())
     if shortest < longest:
         raise ValueError(
             f"{folder} holds cost curves up to {shortest} tokens, trees have {longest}: "
@@ -189,12 +187,12 @@ def _measure_curves(plan: Plan, folder: Path, progress: Progress) -> str:
 
 def _measured(plan: Plan, todo: list, progress: Progress) -> Iterator[tuple[tuple, list[dict]]]:
     """Keys and rows, cell by cell; one model is in memory at a time."""
-    loaded, models, plain = None, None, None
+    loaded = None
     for done, (key, model, cell) in enumerate(todo):
         words = f"{model}, tree {cell[0]}, depth {cell[1]}"
         progress(done, len(todo), words)
         if loaded != model:
-            models = plain = None  # frees the last one before the next is made
+            models = plain = drafted = None  # frees the last one before the next is made
             models, loaded = Models(), model
             plain = Session(config_of(plan, model), models)
             plain.warm_up()

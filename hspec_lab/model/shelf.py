@@ -31,7 +31,15 @@ def made_folder(source: Checkpoint, format: Format, text: str = OWN_TEXT) -> Pat
     Args:
         text: names the calibration text and how it is cut.
     """
-    name = str(replace(format, reference=False))
+    return _named(source, str(replace(format, reference=False)), text)
+
+
+def stacks_folder(source: Checkpoint, text: str = OWN_TEXT) -> Path:
+    """Where all blocks of a model's bitstacks lie, from which any size is cut."""
+    return _named(source, "stacks", text)
+
+
+def _named(source: Checkpoint, name: str, text: str) -> Path:
     key = json.dumps([source.fingerprint(), name, text, VERSION])
     digest = hashlib.sha256(key.encode()).hexdigest()[:12]
     return shelf_root() / f"{source.folder.name}-{name}-{digest}"

@@ -97,9 +97,9 @@ def make_linear(
     form = weight
     if not isinstance(form, Form):
         check_shape(*_checked(weight, scheme), scheme, reference)
-        _check_finite(weight, scheme)
         if not reference:
             _check_device(weight.device.type, scheme)
+        _check_finite(weight, scheme)
         form = rounded(weight.detach().float().contiguous(), scheme)
     _check_bias(bias, form, scheme)
     linear = _layer(form, scheme, reference)

@@ -74,8 +74,12 @@ def make_device_linear(
 def _check_form(form: Form, scheme: Scheme) -> None:
     """ValueError for forms that only a CPU multiplies."""
     if isinstance(form, Plain):
-        return
-    if not isinstance(form, Grouped) or str(form.scheme) not in DEVICE_FORMATS:
+        known = not scheme.rounds
+    else:
+        # bits may differ from layer to layer, what rows are rounded to does not
+        known = isinstance(form, Grouped) and str(form.scheme) in DEVICE_FORMATS
+        known = known and form.scheme.rows == scheme.rows
+    if not known:
         raise ValueError(
             f"{scheme} of the form {form.kind!r} has no kernel; forms with one: "
             f"{', '.join(DEVICE_FORMATS)}"

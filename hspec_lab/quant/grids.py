@@ -11,7 +11,7 @@ Codes are chosen for the stored scale.  What a code q stands for:
     integers with zeros     (q - middle) * scale + zero      middle = 2**(bits - 1)
     symmetric integers      (q - middle) * scale             q in 1..2**bits - 1
     two levels              (q - zero) * scale               integers, in units of the row's scale
-    mxfp4                   e2m1 * 2**(scale - 127)          a sign, two bits of exponent, a fraction
+    mxfp4                   e2m1 * 2**(scale - 127)          a sign, two bits of exponent, one more
     nf4                     table[q] * scale                 quantiles of a normal distribution
     e4m3                    e4m3 * scale                     the code is the number's own byte
 

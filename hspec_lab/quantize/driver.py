@@ -17,7 +17,7 @@ from torch import Tensor
 from hspec_lab.config import split_model
 from hspec_lab.model import Checkpoint
 from hspec_lab.model.checkpoint import UNITS, model_tensors
-from hspec_lab.model.shelf import made_folder
+from hspec_lab.model.shelf import made_folder, stacks_folder
 from hspec_lab.model.transformer import check_format as check_shapes
 from hspec_lab.pipeline import locate
 from hspec_lab.quant.forms import Form, rounded
@@ -29,7 +29,7 @@ from hspec_lab.quantize.calibration import Inputs, output_error
 from hspec_lab.quantize.evopress import EvoResult, Generation
 from hspec_lab.quantize.finequant import finequant
 from hspec_lab.quantize.fold import smooth_attention, smooth_layer, unit_weight
-from hspec_lab.quantize.folder import Unfinished
+from hspec_lab.quantize.folder import LayerFiles, Unfinished
 from hspec_lab.quantize.gptq import gptq
 from hspec_lab.quantize.hqq import hqq
 from hspec_lab.quantize.layers import Walk, read_layer
@@ -41,6 +41,7 @@ from hspec_lab.text import load_tokenizer
 
 Progress = Callable[[int, int, str], None]
 _STATE = "search.json"
+_ERRORS = ".errors"  # behind a unit's name: relative output error with 1, 2, ... blocks
 
 
 def quantize(
@@ -210,7 +211,7 @@ class _Job:
             "hqq": hqq,
             "finequant": finequant,
             "adadim": adadim,
-            "svdquant": svdquant,
+            "svdquant": _svdquant,
         }
         return known.get(step, lambda weight, inputs, scheme: rounded(weight, scheme))
 
@@ -245,26 +246,42 @@ class _Job:
     # ---- stacks ----------------------------------------------------------------------------------
 
     def _stacks(self, half: Unfinished, walk: Walk) -> dict[str, float]:
-        """Take every unit apart, then keep as many blocks as the size allows."""
-        stacks, errors, tensors = {}, {}, {}
+        """Take every unit apart, unless that was done for another size; keep what fits."""
+        whole = LayerFiles(stacks_folder(self.source, self.calibration.name))
+        stacks, errors = {}, {}
         for index in range(self.shape.layers):
-            tensors[index] = self._read(index)
-            inputs, _ = walk.overhear(tensors[index])
-            for unit in UNITS:
-                name, weight = f"model.layers.{index}.{unit}", unit_weight(tensors[index], unit)
-                stacks[name] = stack_of(weight, inputs[unit])
-                errors[name] = block_errors(weight, stacks[name], inputs[unit])
-            walk.advance(tensors[index])
+            if not whole.has(f"layer-{index:05}"):
+                self._take_apart(index, whole, walk)
+            tensors, forms = whole.get(f"layer-{index:05}")
+            errors |= {k.removesuffix(_ERRORS): t.tolist() for k, t in tensors.items()}
+            stacks |= forms
+            walk.advance(self._read(index))
             self.done += 1
-            self.tell(f"layer {index + 1} of {self.shape.layers} taken apart")
-        budget = self.format.scheme.megabytes * 1e6
-        kept = cut_to(stacks, order_blocks(stacks, errors), budget)
-        for index, layer in tensors.items():
+            self.tell(f"layer {index + 1} of {self.shape.layers}")
+        kept = cut_to(stacks, order_blocks(stacks, errors), self.scheme.megabytes * 1e6)
+        for index in range(self.shape.layers):
             prefix = f"model.layers.{index}."
-            plain = {prefix + k: t for k, t in layer.items() if not _in_unit(k)}
+            plain = {prefix + k: t for k, t in self._read(index).items() if not _in_unit(k)}
             forms = {n: stacks[n].cut(kept[n]) for n in stacks if n.startswith(prefix)}
             half.put(f"layer-{index:05}", plain, forms)
         return {name: errors[name][kept[name] - 1] for name in stacks}
+
+    def _take_apart(self, index: int, whole: LayerFiles, walk: Walk) -> None:
+        tensors = self._read(index)
+        inputs, _ = walk.overhear(tensors)
+        stacks, errors = {}, {}
+        for unit in UNITS:
+            name, weight = f"model.layers.{index}.{unit}", unit_weight(tensors, unit)
+            rank = min(16, max(2, min(weight.shape) // 48))
+            stacks[name] = stack_of(weight, inputs[unit], rank=rank)
+            found = block_errors(weight, stacks[name], inputs[unit])
+            errors[name + _ERRORS] = torch.tensor(found, dtype=torch.float64)
+        whole.put(f"layer-{index:05}", errors, stacks)
+
+
+def _svdquant(weight: Tensor, inputs: Inputs, scheme: Scheme) -> Form:
+    """With the published rank of 32 on matrices that are large beside it, a smaller one on small."""
+    return svdquant(weight, inputs, scheme, rank=min(32, max(1, min(weight.shape) // 32)))
 
 
 def _in_unit(name: str) -> bool:

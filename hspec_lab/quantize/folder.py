@@ -23,12 +23,11 @@ from hspec_lab.quant.forms import Form, from_file
 _COPIED = ("tokenizer*", "special_tokens_map.json", "generation_config.json", "vocab*", "merges*")
 
 
-class Unfinished:
-    """A folder that is being written beside the place where it will lie."""
+class LayerFiles:
+    """A folder of files of tensors and forms."""
 
-    def __init__(self, final: Path):
-        self.final = final
-        self.path = final.with_name(f".unfinished-{final.name}")
+    def __init__(self, path: Path):
+        self.path = path
         self.path.mkdir(parents=True, exist_ok=True)
 
     def has(self, name: str) -> bool:
@@ -60,6 +59,14 @@ class Unfinished:
             own = {k.partition("/")[2]: t for k, t in found.items() if k.startswith(unit + "/")}
             forms[unit] = from_file(known["kind"], own, tuple(known["shape"]))
         return {key: tensor for key, tensor in found.items() if "/" not in key}, forms
+
+
+class Unfinished(LayerFiles):
+    """A model's folder that is being written beside the place where it will lie."""
+
+    def __init__(self, final: Path):
+        super().__init__(final.with_name(f".unfinished-{final.name}"))
+        self.final = final
 
     def finish(self, source: Path, marks: dict) -> Path:
         """Add what makes it a model's folder and give it its name.

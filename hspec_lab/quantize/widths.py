@@ -139,7 +139,7 @@ def widths_by_evolution(
         generations=generations,
         offspring=16,
         survivors=(4, 2, 1),
-        tokens=(length, 2 * length, min(8, len(windows)) * length),
+        tokens=tuple(min(n, len(windows)) * length for n in (1, 2, 8)),
         progress=progress,
         start=start,
     )

@@ -13,6 +13,8 @@ from hspec_lab.model.fused import FusedTransformer
 from hspec_lab.model.synthetic import SyntheticCheckpoint
 from hspec_lab.quant import device as module
 from hspec_lab.quant.device import check_device_format, make_device_linear
+from hspec_lab.quant.forms import LowRank, PerInput, Plain, rounded
+from hspec_lab.scheme import parse
 
 R, C = 48, 256
 BITS = {
@@ -137,6 +139,70 @@ def test_a_bias_is_added_and_bf16_weights_are_taken(make, format, device):
     plain, biased = make(format, weight), make(format, weight, bias=bias.to(device))
     assert torch.equal(biased(x), plain(x) + bias.half().to(device))
     assert torch.equal(plain.dequantized(), make(format, weight.float()).dequantized())
+
+
+def bf16_weights(*shape):
+    """fp32 weights that w16a16 keeps too, whichever 16 bits it is of."""
+    return normal(*shape, seed=5).bfloat16().float()
+
+
+def form_of(format, device="cpu", shape=(R, C)):
+    # rounded where the layer lies: devices divide by constants in ways of their own
+    return rounded(bf16_weights(*shape).to(device), parse(format))
+
+
+@every_format
+def test_a_form_makes_the_layer_that_its_weights_make(make, format, device):
+    linear, x = make(format, bf16_weights(R, C)), normal(3, C, seed=6).half().to(device)
+    from_form = make(format, form_of(format, device))
+    for one, other in zip(from_form.tensors, linear.tensors, strict=True):
+        assert one.dtype == other.dtype and one.shape == other.shape
+        assert torch.equal(one.view(torch.uint8), other.view(torch.uint8))
+    assert (from_form.format, from_form.nbytes) == (linear.format, linear.nbytes)
+    assert torch.equal(from_form.dequantized(), linear.dequantized())
+    assert torch.equal(from_form(x), linear(x))
+
+
+@every_format
+def test_a_layer_stands_for_the_weights_of_its_form(make, format, device):
+    form = form_of(format, device)
+    # scales of this size are the same in bf16 and fp16
+    assert torch.equal(make(format, form).dequantized(), form.dequantized())
+
+
+def test_a_layer_may_have_other_bits_than_its_model(make, device):
+    """Bits chosen layer by layer: the form says them, not the model's format."""
+    mixed = make("w4a16-g128", form_of("w2a16-g64", device))
+    alone = make("w2a16-g64", form_of("w2a16-g64", device))
+    assert mixed.format == "w2a16-g64"
+    assert torch.equal(mixed.dequantized(), alone.dequantized())
+
+
+FORMS_WITHOUT_A_KERNEL = {
+    "another grid": ("w4a16-g128", form_of("nf4")),
+    "another group": ("w4a16-g128", form_of("w4a16-g64")),
+    "no zeros": ("w4a16-g128", form_of("w4a16-g128-sym")),
+    "rows of 16 bits": ("w8a8", form_of("w8a16")),
+    "rows of 8 bits": ("w8a16", form_of("w8a8")),
+    "not rounded": ("w4a16-g128", Plain(normal(R, C))),
+    "groups along outputs": ("w4a16-g32", PerInput(form_of("w4a16-g32", shape=(C, R * 2)))),
+    "a branch": (
+        "w4a16-g128",
+        LowRank(form_of("w4a16-g128"), normal(R, 2).bfloat16(), normal(2, C).bfloat16()),
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    "format, form", FORMS_WITHOUT_A_KERNEL.values(), ids=FORMS_WITHOUT_A_KERNEL
+)
+def test_a_form_without_a_kernel_is_refused(make, format, form):
+    with pytest.raises(ValueError) as refusal:
+        make(format, form)
+    assert str(refusal.value) == (
+        f"{format} of the form {form.kind!r} has no kernel; forms with one: "
+        f"{', '.join(DEVICE_FORMATS)}"
+    )
 
 
 @pytest.mark.parametrize(
