@@ -18,6 +18,7 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
+from bits import report as report_bits
 
 from hspec_lab.config import Chain, Config, Eagle2, Refine
 from hspec_lab.experiment import Session, environment
@@ -197,6 +198,8 @@ def main() -> None:
         f"{cost['end_to_end']['median']:.3f} "
         f"({cost['end_to_end']['q1']:.3f}..{cost['end_to_end']['q3']:.3f})"
     )
+    print()
+    bits = report_bits(args.threads, 12 * args.repeats, models)
     kernels = every_configuration()
     print(
         f"kernels: {kernels['compiled']} configurations compiled, {len(kernels['broken'])} beyond "
@@ -207,7 +210,8 @@ def main() -> None:
     conditions = environment(Config(threads=args.threads))
     print(", ".join(f"{name} {value}" for name, value in conditions.items()))
     if args.json:
-        result = {"rows": rows, "claims": claims, "recording": cost, "kernels": kernels}
+        result = {"rows": rows, "claims": claims, "recording": cost, "bits": bits}
+        result["kernels"] = kernels
         result["environment"] = conditions
         args.json.write_text(json.dumps(result, indent=1) + "\n")
 

@@ -124,6 +124,14 @@ def open_study(folder: Path | str) -> Study:
     return Study(where.name, head, read_cells(where), read_cost(where)[1])
 
 
+def as_text(folder: Path | str) -> str:
+    """Lines for a terminal: every format's fastest tree, and the study in one sentence."""
+    study = open_study(folder)
+    shown = ["format", *_SETTING, "mean_emitted", "draft_ratio", "verify_ratio", "speedup"]
+    table = study.best()[[*shown, "low", "high", "predicted"]].round(2)
+    return f"{table.to_string(index=False)}\n\n{study.take_away()}"
+
+
 def summarized(turns: pd.DataFrame) -> pd.DataFrame:
     """One row per cell from one row per prompt and turn; outputs without a round do not count.
 

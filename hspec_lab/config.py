@@ -124,6 +124,20 @@ def split_model(reference: str) -> tuple[str, str]:
     return where, check_format(format or "fp32")
 
 
+def _check_head_format(name: str) -> None:
+    """ValueError for what a draft head has not: algorithms, and layers it shares with its model."""
+    format = Format.parse(name)
+    if format.is_made:
+        raise ValueError(
+            f"Eagle2: a draft head is rounded to nearest, its format is a scheme alone, got {name}"
+        )
+    if format.scheme != format.scheme.weights:
+        raise ValueError(
+            "Eagle2: a draft head reads its model's embedding and output layer and keeps its cache "
+            f"in 16 bits: {format.scheme.weights} says all there is, got {name}"
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class Eagle2:
     """An EAGLE-2 head that grows a dynamic tree for the model it drafts for.
@@ -141,7 +155,7 @@ class Eagle2:
         _at_least_one("Eagle2", "depth", self.depth, 64)
         _at_least_one("Eagle2", "top_k", self.top_k, 256)
         if self.head is not None:
-            split_model(self.head)
+            _check_head_format(split_model(self.head)[1])
 
 
 @dataclass(frozen=True, slots=True)

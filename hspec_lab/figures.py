@@ -80,7 +80,7 @@ def breakdown_bar(table: pd.DataFrame, *, origin: str = "measured", note: str = 
             textfont={"color": _ink_on(colour)},
             hovertemplate=f"{phase}: %{{x:.3~g}} {unit}, %{{customdata:.1%}}<extra>%{{y}}</extra>",
         )
-    _lay_out(figure, "Time per emitted token, by phase", origin, note, 60 * len(labels) + 104)
+    lay_out(figure, "Time per emitted token, by phase", origin, note, 60 * len(labels) + 104)
     # a bar's name and total stand above it, so that long names take no width from it
     for row, (label, total) in enumerate(zip(labels, totals, strict=True)):
         figure.add_annotation(
@@ -108,7 +108,7 @@ def speedup_bars(table: pd.DataFrame, *, origin: str = "measured", note: str = "
     """
     figure = _bars_by_format(table, "speedup", "%{y:.2f}x", "×")
     figure.add_hline(y=1.0, line={"color": INK, "width": 1.5, "dash": "dash"})
-    _lay_out(figure, "Speed-up over ar of the same format", origin, note)
+    lay_out(figure, "Speed-up over ar of the same format", origin, note)
     figure.update_yaxes(title_text="speed-up", rangemode="tozero", ticksuffix="×")
     return figure
 
@@ -118,7 +118,7 @@ def tokens_per_s_bars(
 ) -> go.Figure:
     """Draw decoding speed: columns `format`, `method`, `tokens_per_s`, optional `low`, `high`."""
     figure = _bars_by_format(table, "tokens_per_s", "%{y:.1f} tokens/s", "")
-    _lay_out(figure, "Decoding speed", origin, note)
+    lay_out(figure, "Decoding speed", origin, note)
     figure.update_yaxes(title_text="tokens per second", rangemode="tozero")
     return figure
 
@@ -128,7 +128,7 @@ def emitted_per_round(
 ) -> go.Figure:
     """Draw how many tokens a round emits: columns `method`, `n_emitted`, one row per round."""
     figure = go.Figure()
-    for method in _in_order(table["method"], METHODS):
+    for method in in_order(table["method"], METHODS):
         emitted = table.loc[table["method"] == method, "n_emitted"]
         share = emitted.value_counts(normalize=True).sort_index()
         figure.add_bar(
@@ -138,7 +138,7 @@ def emitted_per_round(
             marker={"color": METHOD_COLOURS.get(method, INK), "line": {"width": 0}},
             hovertemplate=f"%{{x}} tokens: %{{y:.1%}} of rounds<extra>{method}</extra>",
         )
-    _lay_out(figure, "Tokens emitted per round", origin, note)
+    lay_out(figure, "Tokens emitted per round", origin, note)
     figure.update_xaxes(title_text="tokens emitted in a round", dtick=1, showgrid=False)
     figure.update_yaxes(title_text="share of rounds", tickformat=".0%")
     return figure
@@ -190,8 +190,8 @@ def _token(piece: str, level: str, title: str, starts_round: bool = False) -> st
 
 def _bars_by_format(table: pd.DataFrame, value: str, hover: str, suffix: str) -> go.Figure:
     figure = go.Figure()
-    methods = _in_order(table["method"], METHODS)
-    for format in _in_order(table["format"], FORMATS):
+    methods = in_order(table["method"], METHODS)
+    for format in in_order(table["format"], FORMATS):
         rows = table[table["format"] == format].drop_duplicates("method", keep="last")
         rows = rows.set_index("method").reindex(methods).dropna(subset=[value])
         interval = {}
@@ -230,7 +230,7 @@ def _bars_by_format(table: pd.DataFrame, value: str, hover: str, suffix: str) ->
     return figure
 
 
-def _lay_out(figure: go.Figure, what: str, origin: str, note: str, height: int = 300) -> None:
+def lay_out(figure: go.Figure, what: str, origin: str, note: str, height: int = 300) -> None:
     lines = textwrap.wrap(note, _NOTE_WIDTH)
     top = 44 + 16 * len(lines)
     # plotly's own subtitle slides over the title when a figure is resized
@@ -277,7 +277,7 @@ def _lay_out(figure: go.Figure, what: str, origin: str, note: str, height: int =
     figure.update_yaxes(**axis, title_font_size=12)
 
 
-def _in_order(values, order: tuple[str, ...]) -> list[str]:
+def in_order(values, order: tuple[str, ...]) -> list[str]:
     """Distinct values, those of `order` first and as there, strangers after them."""
     found = list(dict.fromkeys(values))
     return [name for name in order if name in found] + [name for name in found if name not in order]

@@ -49,7 +49,7 @@ def cost_curves(table: pd.DataFrame, *, origin: str = "measured", note: str = ""
             hovertemplate=f"%{{x}} tokens: %{{y:.2f}} steps<extra>{format}</extra>",
         )
     figure.add_hline(y=1.0, line={"color": INK, "width": 1.5, "dash": "dash"})
-    figures._lay_out(figure, "Time of a pass over n tokens, T(n) / T(1)", origin, note, 360)
+    figures.lay_out(figure, "Time of a pass over n tokens, T(n) / T(1)", origin, note, 360)
     figure.update_xaxes(title_text="n, tokens of the pass", rangemode="tozero", showgrid=False)
     figure.update_yaxes(title_text="one-token passes", rangemode="tozero")
     return figure
@@ -72,7 +72,7 @@ def drafting_bars(table: pd.DataFrame, *, origin: str = "measured", note: str = 
             marker={"color": format_colour(format), "line": {"width": 0}},
             hovertemplate=f"depth %{{x}}: %{{y:.2f}} steps<extra>{format}</extra>",
         )
-    figures._lay_out(figure, "Drafting cost of a round, d T_d / T_t", origin, note, 320)
+    figures.lay_out(figure, "Drafting cost of a round, d T_d / T_t", origin, note, 320)
     depths = [str(depth) for depth in sorted(set(table["depth"]))]
     order = {"type": "category", "categoryorder": "array", "categoryarray": depths}
     figure.update_xaxes(title_text="depth d, passes of the draft head", showgrid=False, **order)
@@ -86,7 +86,7 @@ def emitted_map(table: pd.DataFrame, *, origin: str = "measured", note: str = ""
     Args:
         table: columns `format`, `tree_size`, `depth`, `mean_emitted`.
     """
-    formats = figures._in_order(table["format"], FORMATS)
+    formats = figures.in_order(table["format"], FORMATS)
     n_columns = min(_MAP_COLUMNS, max(len(formats), 1))
     n_rows = -(-max(len(formats), 1) // n_columns)
     figure = make_subplots(
@@ -103,7 +103,7 @@ def emitted_map(table: pd.DataFrame, *, origin: str = "measured", note: str = ""
         place = {"row": number // n_columns + 1, "col": number % n_columns + 1}
         figure.add_trace(_emitted_cells(format, cells), **place)
     what = "Tokens emitted per round"
-    figures._lay_out(figure, what, origin, note, 190 * n_rows + 70)
+    figures.lay_out(figure, what, origin, note, 190 * n_rows + 70)
     # room for the maps' own titles, and no legend below
     figure.update_layout(margin={"t": figure.layout.margin.t + 20, "b": 24})
     figure.update_annotations(font={"size": 12.5, "color": INK})
@@ -171,7 +171,7 @@ def speedup_over_size(
             ),
         )
     figure.add_hline(y=1.0, line={"color": INK, "width": 1.5, "dash": "dash"})
-    figures._lay_out(figure, "Speed-up of EAGLE-2 over ar of the same format", origin, note, 420)
+    figures.lay_out(figure, "Speed-up of EAGLE-2 over ar of the same format", origin, note, 420)
     sizes = [str(size) for size in sorted(set(table["tree_size"]))]
     order = {"type": "category", "categoryorder": "array", "categoryarray": sizes}
     figure.update_xaxes(title_text="tree size, root included", showgrid=False, **order)
@@ -210,7 +210,7 @@ def predicted_against_measured(
         most = float(table[["speedup", "predicted"]].to_numpy().max()) * 1.05
         line = {"color": INK, "width": 1.5, "dash": "dash"}
         figure.add_shape(type="line", x0=0, y0=0, x1=most, y1=most, line=line)
-    figures._lay_out(figure, what, origin, note, 420)
+    figures.lay_out(figure, what, origin, note, 420)
     figure.update_xaxes(title_text="measured speed-up", rangemode="tozero", ticksuffix="×")
     figure.update_yaxes(title_text="predicted speed-up", rangemode="tozero", ticksuffix="×")
     return figure
@@ -219,7 +219,7 @@ def predicted_against_measured(
 def _styles(table: pd.DataFrame) -> list[tuple[str, dict]]:
     """Formats in their order, each with its line and marker."""
     found = []
-    for number, format in enumerate(figures._in_order(table["format"], FORMATS)):
+    for number, format in enumerate(figures.in_order(table["format"], FORMATS)):
         line = {"color": format_colour(format), "dash": _DASHES[number % 5], "width": 2.5}
         found.append((format, {"line": line, "symbol": _MARKERS[number % 5]}))
     return found

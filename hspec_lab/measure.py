@@ -212,7 +212,7 @@ def _curve(model, context: int, rows, plan: Plan, progress, done: int, total: in
     shape = model.shape
     cache = model.new_cache(context + rows[-1])
     generator = torch.Generator().manual_seed(plan.seed)
-    cache.storage.normal_(generator=generator)
+    cache.fill_noise(generator)
     cache.kv_len = context
     trees = [bushy(n) for n in rows]
     tokens = torch.randint(0, shape.vocab, (rows[-1],), generator=generator).tolist()
@@ -242,7 +242,7 @@ def curve_of_graphs(model, context: int, rows: Sequence[int], bench: Bench, besi
     memory = Memory(context + max(rows) + 1, model.device)
     state = State(model, memory)
     generator = torch.Generator(device=model.device).manual_seed(bench.seed)
-    state.cache.storage.normal_(generator=generator)
+    state.cache.fill_noise(generator)
     state.stand_at(context)
     stages = {str(n): memory.stage(partial(_verify, state, *_tree(n, model.device))) for n in rows}
     calls = stages if beside is None else stages | {"beside": beside}

@@ -98,7 +98,7 @@ class Reference:
         max_bytes: of what is kept; windows beyond it are computed each time.
     """
 
-    def __init__(self, model: Transformer, max_bytes: int = 1 << 30):
+    def __init__(self, model: Transformer, max_bytes: int = 1 << 29):
         self.model, self._left = model, max_bytes
         self._kept: dict[tuple[int, ...], Tensor] = {}
 

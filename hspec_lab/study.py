@@ -24,6 +24,7 @@ from hspec_lab import measure
 from hspec_lab.config import CPU_FORMATS, DEVICE_FORMATS, Config, Eagle2, split_model
 from hspec_lab.experiment import Progress, Session, conditions, prompts_of
 from hspec_lab.pipeline import Models, check, check_prompts, fingerprint, tokenizer_of
+from hspec_lab.quantize import make_missing
 from hspec_lab.store import read_cost
 from hspec_lab.study_folder import CELL, CELLS, begin, write_cells
 
@@ -143,6 +144,7 @@ def run_compat(plan: Plan, folder: Path, progress: Progress | None = None) -> pd
             under other conditions.
     """
     folder, progress = Path(folder), progress or (lambda done, total, text: None)
+    make_missing(plan.models, progress)
     weights = {model: _checked(plan, model) for model in plan.models}
     cells = begin(folder, conditions(plan.device, plan.threads), asdict(plan), weights)
     device = _measure_curves(plan, folder, progress)

@@ -87,7 +87,7 @@ BAD = {
         [*ASK, "--method", "chain", "--intermediate", "{}/nan-small"],
         "NaN in the logits",
     ),
-    "format": ([*ASK, "--target", "zoo:target@w3"], "unknown format 'w3'; known: fp32"),
+    "format": ([*ASK, "--target", "zoo:target@w5"], "w5: weights have 16, 8, 6, 4, 3, 2 bits, not 5"),
     "method": ([*ASK, "--method", "magic"], "invalid choice: 'magic'"),
     "no prompt": ([], "no prompt: give --prompt"),
     "both prompts": ([*ASK, "--prompts", "x.txt"], "not both"),
@@ -117,7 +117,7 @@ def test_bad_input_is_told_in_one_line(name, here, tmp_path, capsys):
     [
         ([], "required: COMMAND"),
         (["dance"], "invalid choice: 'dance'"),
-        (["demo", "--formats", "w3"], "unknown format 'w3'"),
+        (["demo", "--formats", "x3"], "unknown format 'x3'"),
         (["demo", "--n-prompts", "99"], "the zoo has 3 prompts"),
         (["export", "x"], "no run 'x'"),
         (["export", "latest", "--to", "pdf"], "invalid choice: 'pdf'"),

@@ -8,6 +8,7 @@ from hspec_lab.config import (
     CPU_FORMATS,
     DEVICE_FORMATS,
     FORMATS,
+    MENU,
     Chain,
     Config,
     Eagle2,
@@ -18,6 +19,7 @@ from hspec_lab.config import (
     from_dict,
     split_model,
 )
+from hspec_lab.scheme import ALGORITHMS, RECIPES, Format
 
 HIERARCHY = Config(
     target="zoo:target@w4a16-g128",
@@ -152,6 +154,8 @@ def test_a_part_without_a_fast_operator_is_named(device, format, part):
         (lambda: Eagle2(tree_size=True), "tree_size must be"),
         (lambda: Eagle2(depth=0), "depth must be"),
         (lambda: Eagle2(top_k="8"), "top_k must be"),
+        (lambda: Eagle2(head="x@w4a16-g128+gptq"), "format is a scheme alone, got w4a16-g128.gptq"),
+        (lambda: Eagle2(head="x@w8a8-kv4"), "w8a8 says all there is, got w8a8-kv4"),
         (lambda: Chain("zoo:intermediate", draft_len=0), "draft_len must be"),
         (lambda: Refine("zoo:intermediate", None), "draft must be Eagle2, Chain or Refine"),
         (lambda: Refine("zoo:intermediate", Eagle2(), sampling="x"), "sampling must be"),
@@ -181,3 +185,10 @@ def test_what_is_wrong_is_refused_in_one_line(make, message):
     with pytest.raises(ValueError, match=message) as refusal:
         make()
     assert "\n" not in str(refusal.value)
+
+
+def test_a_menu_offers_every_algorithm_in_formats_that_a_cpu_takes():
+    assert all(check_format(name, "cpu") == name for name in MENU) and len(set(MENU)) == len(MENU)
+    offered = {step for name in MENU for step in Format.parse(name).algorithms}
+    spelled_out = {step for name in offered for step in RECIPES.get(name, ())}
+    assert offered | spelled_out == set(ALGORITHMS)

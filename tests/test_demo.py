@@ -134,7 +134,7 @@ def test_transformers_takes_its_turns_and_gets_its_rows(tiny_zoo):
 
 def test_a_plan_refuses_what_cannot_be_compared():
     for wrong, words in (
-        ({"formats": ("w3",)}, "unknown format 'w3'"),
+        ({"formats": ("w5",)}, "w5: weights have"),
         ({"methods": ("ar", "magic")}, "unknown method 'magic'"),
         ({"methods": ("chain",)}, "ar among its methods"),
         ({"formats": ("w8a8",), "peer": True}, "add fp32"),

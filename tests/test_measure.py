@@ -138,7 +138,7 @@ def test_made_up_tensors_are_made_on_their_device(shape):
         (["--model", "zoo:target", "--rows", "0"], "rows must be whole numbers 1..1024, got [0]"),
         (["--model", "zoo:target", "--rows", "1-x"], "--rows takes numbers and ranges"),
         (["--model", "zoo:target", "--contexts", "5000"], "has 1024 positions"),
-        (["--model", "zoo:target@w3"], "unknown format 'w3'"),
+        (["--model", "zoo:target@w5"], "w5: weights have"),
         (["--model", "zoo:target@w16a16"], "w16a16 has no fast operator on cpu; formats with one"),
         (["--model", "zoo:target", "--repeats", "0"], "repeats must be a whole number >= 1"),
         (["--model", "zoo:target", "--device", "cuda"], "finds no CUDA device; use cpu"),

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from test_decode import spell
 from tiny import make_head, make_model
 
-from hspec_lab import zoo
+from hspec_lab import quality, zoo
 from hspec_lab.config import Chain, Config, Eagle2
 from hspec_lab.layer_quality import UNITS, layer_errors, outlier_share
 from hspec_lab.model import Checkpoint, Transformer
@@ -173,7 +173,14 @@ def test_mean_emitted_is_full_when_the_drafter_is_the_target_itself(root):
     assert mean_emitted(config, drafts=drafts) == {"itself": 5.0, "none": 1.0}
 
 
-def test_mean_emitted_tries_the_three_kinds_of_drafters_and_names_them(root):
+def test_mean_emitted_tries_the_three_kinds_of_drafters_greedily(root, monkeypatch):
+    heats, session = [], quality.Session
+
+    def heard(config, *more, **named):
+        heats.append(config.temperature)
+        return session(config, *more, **named)
+
+    monkeypatch.setattr(quality, "Session", heard)
     intermediate = str(root / "other")
     config = Config(
         target=str(root / "target"), prompts=("0123",), max_new_tokens=8, threads=1, temperature=0.7
@@ -181,7 +188,7 @@ def test_mean_emitted_tries_the_three_kinds_of_drafters_and_names_them(root):
     found = mean_emitted(config, intermediate)
     assert list(found) == list(fixed_drafts(intermediate)) == ["chain", "eagle2", "hierspec"]
     assert all(1 <= emitted <= 7 for emitted in found.values())
-    assert mean_emitted(config, intermediate) == found  # greedy, whatever the config says
+    assert heats == [0.0] * 3
 
 
 def test_loud_channels_are_found_where_they_are(root):
@@ -215,6 +222,14 @@ def test_an_error_is_told_of_the_layer_that_makes_it_and_of_the_stream_behind_it
     found = layer_errors(damaged, exact, windows(12, 9))
     assert found["own"][0] == found["accumulated"][0] == 0
     assert found["own"][1] > 1e-3 and found["accumulated"][1] > 1e-4
+
+
+def test_a_layer_is_not_blamed_for_the_stream_it_gets(root):
+    exact, damaged = model(root), model(root)
+    damaged.layers[0].post_norm = damaged.layers[0].post_norm * 1.5
+    found = layer_errors(damaged, exact, windows(12))
+    assert found["own"][0] > 1e-3 and found["own"][1] == 0
+    assert found["accumulated"][1] > 1e-4
 
 
 def test_a_layer_that_adds_twice_as_much_is_wrong_by_all_of_it(root):

@@ -119,7 +119,7 @@ class FusedTransformer:
         checkpoint: an opened Hugging Face folder, or a synthetic one.
         format: one of `quant.device.DEVICE_FORMATS`; the output layer keeps at least 8 bits.
         row_invariant: compute each row's numbers in an order that no other row changes.
-        dtype: fp16 or bf16, of activations and cache.
+        dtype: fp16 or bf16, of activations, and of the cache unless it has 8 bits.
         n_known: entries of the tokenizer; output rows behind them are padding and never chosen.
 
     Raises:

@@ -34,15 +34,19 @@ def made_folder(source: Checkpoint, format: Format, text: str = OWN_TEXT) -> Pat
     return _named(source, str(replace(format, reference=False)), text)
 
 
-def stacks_folder(source: Checkpoint, text: str = OWN_TEXT) -> Path:
-    """Where all blocks of a model's bitstacks lie, from which any size is cut."""
-    return _named(source, "stacks", text)
+def stacks_folder(source: Checkpoint, transforms: tuple[str, ...], text: str = OWN_TEXT) -> Path:
+    """Where all blocks of a model's bitstacks lie, from which any size is cut.
+
+    Args:
+        transforms: what was done to the model before it was taken apart.
+    """
+    return _named(source, "+".join(("stacks", *transforms)), text)
 
 
 def _named(source: Checkpoint, name: str, text: str) -> Path:
     key = json.dumps([source.fingerprint(), name, text, VERSION])
     digest = hashlib.sha256(key.encode()).hexdigest()[:12]
-    return shelf_root() / f"{source.folder.name}-{name}-{digest}"
+    return shelf_root() / f"{source.folder.resolve().name}-{name}-{digest}"
 
 
 def locate_made(source: Path, format: Format) -> Path:

@@ -76,5 +76,7 @@ def output_error(weight: Tensor, other: Tensor, hessian: Tensor) -> float:
         hessian: fp32 [C, C], of the rows that come in.
     """
     difference = weight - other
-    lost = ((difference @ hessian) * difference).sum()
-    return float(lost / ((weight @ hessian) * weight).sum())
+    lost = float(((difference @ hessian) * difference).sum())
+    whole = float(((weight @ hessian) * weight).sum())
+    # a product that is always zero can lose nothing, and anything is too much
+    return lost / whole if whole else float("inf") if lost else 0.0

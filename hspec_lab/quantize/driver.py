@@ -36,7 +36,7 @@ from hspec_lab.quantize.layers import Walk, read_layer
 from hspec_lab.quantize.svdquant import svdquant
 from hspec_lab.quantize.text import Calibration
 from hspec_lab.quantize.widths import widths_by_evolution, widths_by_score
-from hspec_lab.scheme import ALLOCATIONS, ROUNDERS, Format
+from hspec_lab.scheme import ALLOCATIONS, ROUNDERS, Format, Scheme
 from hspec_lab.text import load_tokenizer
 
 Progress = Callable[[int, int, str], None]
@@ -280,7 +280,7 @@ class _Job:
 
 
 def _svdquant(weight: Tensor, inputs: Inputs, scheme: Scheme) -> Form:
-    """With the published rank of 32 on matrices that are large beside it, a smaller one on small."""
+    """With the published rank of 32 where matrices are large beside it, less where not."""
     return svdquant(weight, inputs, scheme, rank=min(32, max(1, min(weight.shape) // 32)))
 
 

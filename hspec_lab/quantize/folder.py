@@ -21,6 +21,7 @@ from torch import Tensor
 from hspec_lab.quant.forms import Form, from_file
 
 _COPIED = ("tokenizer*", "special_tokens_map.json", "generation_config.json", "vocab*", "merges*")
+_NOTE = "note-{}.json"
 
 
 class LayerFiles:
@@ -33,14 +34,23 @@ class LayerFiles:
     def has(self, name: str) -> bool:
         return (self.path / f"{name}.safetensors").is_file()
 
-    def put(self, name: str, tensors: dict[str, Tensor], forms: dict[str, Form]) -> None:
+    def put(
+        self,
+        name: str,
+        tensors: dict[str, Tensor],
+        forms: dict[str, Form],
+        errors: dict[str, float] | None = None,
+    ) -> None:
         """Write one file, whole or not at all.
 
         Args:
             tensors: by their full names.
             forms: by unit, full names.
+            errors: of the units' outputs, relative, where they are known.
         """
         kinds = {unit: {"kind": f.kind, "shape": list(f.shape)} for unit, f in forms.items()}
+        for unit, error in (errors or {}).items():
+            kinds[unit]["error"] = error
         for unit, form in forms.items():
             tensors = tensors | {f"{unit}/{key}": t for key, t in form.tensors().items()}
         tensors = {key: tensor.contiguous() for key, tensor in tensors.items()}
@@ -68,6 +78,18 @@ class Unfinished(LayerFiles):
         super().__init__(final.with_name(f".unfinished-{final.name}"))
         self.final = final
 
+    def note(self, name: str, content) -> None:
+        """Keep something for a run that goes on here, as JSON, whole or not at all."""
+        path = self.path / _NOTE.format(name)
+        half = path.with_suffix(".tmp")
+        half.write_text(json.dumps(content), encoding="utf-8")
+        os.replace(half, path)
+
+    def noted(self, name: str):
+        """What `note` kept; None where nothing was."""
+        path = self.path / _NOTE.format(name)
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
     def finish(self, source: Path, marks: dict) -> Path:
         """Add what makes it a model's folder and give it its name.
 
@@ -84,7 +106,8 @@ class Unfinished(LayerFiles):
         config = json.loads((source / "config.json").read_text(encoding="utf-8"))
         if marks.pop("untied", False):
             config["tie_word_embeddings"] = False
-        config["hspec"] = marks | {"forms": forms}
+        errors = {unit: known.pop("error") for unit, known in forms.items() if "error" in known}
+        config["hspec"] = marks | ({"output_errors": errors} if errors else {}) | {"forms": forms}
         for pattern in _COPIED:
             for path in source.glob(pattern):
                 if path.is_file():
@@ -92,6 +115,8 @@ class Unfinished(LayerFiles):
         index = {"weight_map": weight_map}
         for name, content in (("config.json", config), ("model.safetensors.index.json", index)):
             (self.path / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        for path in self.path.glob(_NOTE.format("*")):
+            path.unlink()
         if self.final.exists():  # somebody else made the same
             shutil.rmtree(self.path)
         else:

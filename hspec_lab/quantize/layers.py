@@ -43,10 +43,24 @@ class LayerTensors:
 
 
 def read_layer(checkpoint: Checkpoint, index: int) -> dict[str, Tensor]:
-    """A layer's tensors in fp32, named without their prefix; biases too, where there are any."""
+    """A layer's tensors in fp32, named without their prefix; biases too, where there are any.
+
+    Raises:
+        ValueError: a number that is not finite.
+    """
     prefix = f"model.layers.{index}"
     names = layer_tensors(checkpoint.shape, prefix)
-    return {name.removeprefix(prefix + "."): checkpoint.tensor(name).float() for name in names}
+    return {name.removeprefix(prefix + "."): read_finite(checkpoint, name) for name in names}
+
+
+def read_finite(checkpoint: Checkpoint, name: str) -> Tensor:
+    """A tensor in fp32; ValueError when a number of it is not finite."""
+    tensor = checkpoint.tensor(name).float()
+    if n_bad := tensor.numel() - int(tensor.isfinite().sum()):
+        raise ValueError(
+            f"{checkpoint.folder}: {n_bad} of {tensor.numel()} numbers of {name} are NaN or infinite"
+        )
+    return tensor
 
 
 class _Tap:

@@ -138,6 +138,15 @@ def rotate_values(tensors: Tensors, shape: ModelShape, seed: int = 0) -> Tensors
     return rotated
 
 
+def check_gain(gain: Tensor) -> None:
+    """ValueError when the last norm has a gain of zero, behind which a feature cannot be known."""
+    if n_zero := int((gain == 0).sum()):
+        raise ValueError(
+            f"the last norm has {n_zero} gains of zero: features cannot be rotated through them, "
+            "quantize the model without a rotation"
+        )
+
+
 def rotate_head(head_tensors: Tensors, gain: Tensor, Q: Tensor) -> Tensors:
     """Make an EAGLE head read and guess the features of its rotated model.
 
@@ -153,11 +162,7 @@ def rotate_head(head_tensors: Tensors, gain: Tensor, Q: Tensor) -> Tensors:
         ValueError: a gain of zero, behind which a feature cannot be known.
     """
     _check(Q, len(gain))
-    if n_zero := int((gain == 0).sum()):
-        raise ValueError(
-            f"the last norm has {n_zero} gains of zero: features cannot be rotated through them, "
-            "quantize the model without a rotation"
-        )
+    check_gain(gain)
     embedding, feature = head_tensors["fc.weight"].chunk(2, dim=1)
     fc = torch.cat([embedding @ Q, (feature * gain) @ Q], dim=1)
     out = (Q / gain[:, None]).T

@@ -24,10 +24,10 @@ def near_levels(bits: int) -> tuple[int, ...]:
     """Widths that units may have when the average is `bits`: up to two steps around it.
 
     Raises:
-        ValueError: nothing is below, so that nothing could be above.
+        ValueError: nothing is below, so that nothing could be above; or nothing is above.
     """
-    if bits not in LEVELS or bits == LEVELS[0]:
-        raise ValueError(f"an average of {bits} bits leaves nothing to choose; take 3, 4, 6 or 8")
+    if bits not in LEVELS[1:-1]:
+        raise ValueError(f"an average of {bits} bits leaves nothing to choose; take 3, 4 or 6")
     place = LEVELS.index(bits)
     return LEVELS[max(0, place - 2) : place + 3]
 
@@ -57,7 +57,7 @@ def widths_by_score(name: str, scheme: Scheme, checkpoint: Checkpoint, walk: Wal
     levels = near_levels(scheme.bits)
     place = levels.index(scheme.bits)
     # the widths next to the average, on either side
-    pair = levels[min(place + 1, len(levels) - 1)], levels[place - 1]
+    pair = levels[place + 1], levels[place - 1]
     bits = allocate_by_score(scores, sizes, target_bits=scheme.bits, bits=pair)
     return {_LAYER.format(i, unit): width for i, width in enumerate(bits) for unit in UNITS}
 

@@ -92,8 +92,8 @@ def _model(*what):
 
 def kv_bytes(model) -> int:
     """Bytes of keys and values that a pass reads for every token stored."""
-    shape = model.shape
-    return 2 * shape.layers * shape.kv_heads * shape.head_dim * model.dtype.itemsize
+    cache = model.new_cache(1)
+    return cache.nbytes // cache.capacity
 
 
 def _read_bytes(bench: Bench) -> int:

@@ -200,6 +200,9 @@ def test_a_scale_is_rounded_before_its_codes_are_chosen():
     scale, zero = Integers(4).fit(groups)
     assert (scale.item(), zero.item()) == (1.0, 8.0)  # 1.0027 in bf16
     assert Integers(4).round(groups, scale, zero).tolist() == [[0, 15, 8]]
+    # the zero is 128 stored steps above the lowest, not 128 of 1.003
+    scale, zero = Integers(8).fit(torch.tensor([[-100.0, 155.77]]))
+    assert (scale.item(), zero.item()) == (1.0, 28.0)
 
 
 def test_a_shrunk_range_clips_both_ends_alike():
