@@ -9,22 +9,24 @@ under the Hessian for GPTQ, mean |error|**0.7 for HQQ, mean squared error for fo
 """
 
 import inspect
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
-from sys import modules
+from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
 import torch
 from torch import Tensor
 
+import hspec_lab
 from hspec_lab import zoo
 from hspec_lab.model.checkpoint import Checkpoint
-from hspec_lab.model.tokens import load_tokenizer
 from hspec_lab.quant.forms import Form, rounded
-from hspec_lab.quant.grids import Integers, MxFp4, NormalFloat4, grid_of
+from hspec_lab.quant.grids import Integers, grid_of
 from hspec_lab.quant.kv_bits import hadamard
 from hspec_lab.quantize.calibration import Inputs, InputSums, output_error
 from hspec_lab.quantize.gptq import gptq
@@ -32,6 +34,7 @@ from hspec_lab.quantize.hqq import hqq
 from hspec_lab.quantize.layers import Walk, read_layer
 from hspec_lab.quantize.text import Calibration
 from hspec_lab.scheme import Scheme, parse
+from hspec_lab.text import load_tokenizer
 
 LIBRARIES = ("hqq", "llmcompressor", "torchao", "bitsandbytes")
 LAYER = 2
@@ -90,28 +93,27 @@ def same(codes: Tensor, others: Tensor) -> str:
 
 
 def hqq_rows(case: Case) -> Iterator[tuple]:
-    """One step of the solver with errors in our units; then the package's solvers as they are."""
-    from hqq.core.optimize import optimize_weights_proximal_slow
+    """The package's step within our loop; the package as it is; the same on larger weights."""
     from hqq.core.quantize import Quantizer
 
     weight = case.weight
     for name in ("w4a16-g128", "w2a16-g64"):
         scheme = parse(name)
-        nearest = loss(weight, rounded(weight, scheme).dequantized())
+        form, nearest = hqq(weight, None, scheme), rounded(weight, scheme)
+        ours, start = loss(weight, form.dequantized()), loss(weight, nearest.dequantized())
+        unit = float(nearest.scale.float().mean())
+        for kind, size in (("as shipped", 1.0), ("weights / mean step", 1 / unit)):
+            codes, theirs = their_hqq(Quantizer, weight * size, scheme)
+            found = same(form.codes(), codes), ours, loss(weight, theirs / size), start
+            yield "hqq", "hqq", case.name, f"{name}, {kind}", *found
         exact = Integers(scheme.bits, dtype=torch.float32)
-        with mock.patch.object(modules[hqq.__module__], "grid_of", return_value=exact):
+        with mock.patch.object(sys.modules[hqq.__module__], "grid_of", return_value=exact):
             form = hqq(weight, None, scheme)
-        ours = exact.expand(form.codes().view(*form.scale.shape, -1), form.scale, form.zero)
+        groups = form.codes().view(*form.scale.shape, -1)
+        ours = loss(weight, exact.expand(groups, form.scale, form.zero).view_as(weight))
         codes, theirs = their_steps(weight, scheme, exact)
-        found = loss(weight, ours.view_as(weight)), loss(weight, theirs)
-        yield "hqq, steps", "hqq", case.name, f"{name}, fp32", same(form.codes(), codes), *found, nearest
-        form = hqq(weight, None, scheme)
-        solvers = {"as shipped": Quantizer.optimize_weights, "slow": optimize_weights_proximal_slow}
-        for kind, solver in solvers.items():
-            with mock.patch.object(Quantizer, "optimize_weights", solver):
-                codes, theirs = their_hqq(Quantizer, weight, scheme)
-            found = loss(weight, form.dequantized()), loss(weight, theirs)
-            yield f"hqq, {kind}", "hqq", case.name, name, same(form.codes(), codes), *found, nearest
+        found = same(form.codes(), codes), ours, loss(weight, theirs), start
+        yield "hqq", "hqq", case.name, f"{name}, its step in our loop, fp32 zeros", *found
 
 
 def their_steps(weight: Tensor, scheme: Scheme, grid: Integers) -> tuple[Tensor, Tensor]:
@@ -146,35 +148,39 @@ def their_hqq(quantizer, weight: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor
 
 
 def gptq_rows(case: Case) -> Iterator[tuple]:
-    """Three orders and grids that are handed over, then both sides with grids of their own."""
-    weight, hessian = case.weight, case.inputs.hessian
-    plans = [("w4a16", False), ("w4a16", True), ("w4a16-g128", True), ("w2a16-g64", True)]
-    for name, act_order in plans:
+    """Grids handed over, in both orders; grids found on the way; then grids of their own."""
+    row = partial(gptq_row, case)
+    for name in ("w4a16", "w4a16-g128", "w2a16-g64"):
         scheme = parse(name)
-        form = gptq(weight, case.inputs, scheme, act_order=act_order)
-        theirs = compressor_gptq(case, scheme, act_order, (form.scale, form.zero))
-        codes = grid_of(scheme).round(
-            theirs.view(*form.scale.shape, -1), form.scale, form.zero
-        )
-        order = "by H" if act_order else "stored order"
-        yield gptq_row("llmcompressor", case, f"{name}, {order}", form, codes, theirs)
-    form = gptq(weight, case.inputs, parse("w4a16-g128"))
+        # a row's one grid is the same in either order, those of groups are not
+        for act_order in (True, False)[: 2 if scheme.group is None else 1]:
+            form = gptq(case.weight, case.inputs, scheme, act_order=act_order)
+            theirs = compressor_gptq(case, scheme, act_order, (form.scale, form.zero))
+            groups = theirs.view(*form.scale.shape, -1)
+            codes = grid_of(scheme).round(groups, form.scale, form.zero)
+            order = "largest first" if act_order else "stored order"
+            yield row("llmcompressor", f"{name}, {order}", form, theirs, codes)
+    form = gptq(case.weight, case.inputs, parse("w4a16-g128"))
     theirs = compressor_gptq(case, form.scheme, True)
-    yield gptq_row("llmcompressor", case, "w4a16-g128, by H, own grids", form, None, theirs)
-    form = gptq(weight, case.inputs, form.scheme, act_order=False)
+    yield row("llmcompressor", "w4a16-g128, largest first, own grids", form, theirs)
+    form = gptq(case.weight, case.inputs, form.scheme, act_order=False)
     for dtype in (torch.bfloat16, torch.float32):
-        codes, theirs = torchao_int4(weight, hessian, dtype)
-        what = f"w4a16-g128, stored order, {str(dtype)[6:]} scales there"
-        yield gptq_row("torchao", case, what, form, codes, theirs)
-    form = gptq(weight, case.inputs, parse("w8a16"), act_order=False)
-    theirs = torchao_int8(weight, hessian)
-    yield gptq_row("torchao", case, "w8a16, stored order, own grids", form, None, theirs)
+        codes, theirs = torchao_int4(case.weight, case.inputs.hessian, dtype)
+        what = f"w4a16-g128, stored order, its scales {str(dtype).removeprefix('torch.')}"
+        yield row("torchao", what, form, theirs, codes)
+    form = gptq(case.weight, case.inputs, parse("w8a16"), act_order=False)
+    theirs = torchao_int8(case.weight, case.inputs.hessian)
+    yield row("torchao", "w8a16, stored order, own grids", form, theirs)
 
 
-def gptq_row(against: str, case: Case, what: str, form: Form, codes, theirs: Tensor) -> tuple:
-    others = form.dequantized(), theirs, rounded(case.weight, form.scheme).dequantized()
+def gptq_row(
+    case: Case, against: str, what: str, form: Form, theirs: Tensor, codes: Tensor | None = None
+) -> tuple:
+    nearest = rounded(case.weight, form.scheme).dequantized()
+    others = form.dequantized(), theirs, nearest
     errors = (output_error(case.weight, other, case.inputs.hessian) for other in others)
-    return "gptq", against, case.name, what, "" if codes is None else same(form.codes(), codes), *errors
+    equal = "" if codes is None else same(form.codes(), codes)
+    return "gptq", against, case.name, what, equal, *errors
 
 
 def compressor_gptq(case: Case, scheme: Scheme, act_order: bool, grid=None) -> Tensor:
@@ -247,35 +253,68 @@ def torchao_int8(weight: Tensor, hessian: Tensor) -> Tensor:
 
 
 def format_rows(case: Case) -> Iterator[tuple]:
-    """nf4 beside bitsandbytes, mxfp4 beside torchao, the Hadamard rotation beside llmcompressor."""
+    """nf4 beside bitsandbytes, mxfp4 beside torchao."""
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
     from torchao.prototype.mx_formats.kernels import unpack_uint4
     from torchao.prototype.mx_formats.mx_tensor import to_dtype, to_mx
 
-    weight = case.weight
-    packed, state = quantize_4bit(weight, blocksize=64, quant_type="nf4")
+    packed, state = quantize_4bit(case.weight, blocksize=64, quant_type="nf4")
     # the first of two neighbours lies in the upper half of a byte
     codes = torch.cat([packed >> 4, packed & 15], dim=1)
-    theirs = dequantize_4bit(packed, state)
-    groups = weight.view(len(weight), -1, 64)
-    for kind, scale in {
-        "bf16 scales": NormalFloat4().fit(groups)[0],
-        "fp32 scales": groups.abs().amax(-1),
-    }.items():
-        ours = NormalFloat4().round(groups, scale)
-        shown = NormalFloat4().expand(ours, scale).view_as(weight)
-        equal = same(ours, codes)
-        yield "nf4", "bitsandbytes", case.name, kind, equal, *squares(weight, shown, theirs)
-    kind = torch.float4_e2m1fn_x2
-    exponents, packed = to_mx(weight, kind, 32)
-    theirs = to_dtype(packed, exponents, kind, 32, torch.float32)
-    groups, grid = weight.view(len(weight), -1, 32), MxFp4()
-    scale, _ = grid.fit(groups)
-    ours = grid.round(groups, scale)
-    shown = grid.expand(ours, scale).view_as(weight)
-    equal = f"{same(ours, unpack_uint4(packed))}; exponents {same(scale, exponents.view(torch.uint8))}"
-    yield "mxfp4", "torchao", case.name, "", equal, *squares(weight, shown, theirs)
+    for dtype in (torch.bfloat16, torch.float32):
+        # ours are bf16 and theirs fp32, both the largest magnitude of a group
+        scale = state.absmax.to(dtype).view(len(case.weight), -1)
+        what = f"our scales {str(dtype).removeprefix('torch.')}"
+        theirs = dequantize_4bit(packed, state)
+        yield format_row(case, ("nf4", "bitsandbytes", what), (codes, theirs), 64, scale)
+    exponents, packed = to_mx(case.weight, torch.float4_e2m1fn_x2, 32)
+    theirs = to_dtype(packed, exponents, torch.float4_e2m1fn_x2, 32, torch.float32)
+    yield format_row(case, ("mxfp4", "torchao", ""), (unpack_uint4(packed), theirs), 32)
 
 
-def squares(weight: Tensor, *others: Tensor) -> tuple:
-    return *(float((weight - other).square().mean()) for other in others), None
+def format_row(
+    case: Case, names: tuple, other: tuple, G: int, scale: Tensor | None = None
+) -> tuple:
+    """A row of the table; `names` are format, library and what is said of it."""
+    format, against, what = names
+    grid, groups = grid_of(parse(format)), case.weight.view(len(case.weight), -1, G)
+    scale = grid.fit(groups)[0] if scale is None else scale
+    codes = grid.round(groups, scale)
+    expanded = grid.expand(codes, scale).view_as(case.weight), other[1]
+    errors = (float((case.weight - values).square().mean()) for values in expanded)
+    return format, against, case.name, what, same(codes, other[0]), *errors, None
+
+
+def hadamard_row(D: int = 64) -> tuple:
+    """The rotation of keys and values beside Sylvester's matrix."""
+    from compressed_tensors.transform.utils.hadamard import deterministic_hadamard_matrix
+
+    ours = hadamard(torch.eye(D)) * D**0.5
+    equal = same(ours, deterministic_hadamard_matrix(D, torch.float32))
+    return "hadamard", "compressed-tensors", f"{D} x {D}", "signs", equal, None, None, None
+
+
+def main() -> None:
+    missing = [name for name in LIBRARIES if find_spec(name) is None]
+    if missing:
+        raise SystemExit(f"missing here: {', '.join(missing)}; see docs/crosschecks.md")
+    root = Path(hspec_lab.__file__).parents[1]
+    if (root / "pyproject.toml").exists():
+        # transformers looks for a package `kernels`, and would take our folder for it
+        sys.path = [path for path in sys.path if Path(path).resolve() != root.resolve()]
+    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", *LIBRARIES))
+    print(f"{versions}; threads: {torch.get_num_threads()}\n")
+    print(f"| {' | '.join(COLUMNS)} |\n|{' --- |' * len(COLUMNS)}")
+    for case in (made_case(), zoo_case()):
+        for rows in (hqq_rows, gptq_rows, format_rows):
+            for row in rows(case):
+                print(f"| {' | '.join(map(shown, row))} |", flush=True)
+    print(f"| {' | '.join(map(shown, hadamard_row()))} |")
+
+
+def shown(cell: str | float | None) -> str:
+    return cell if isinstance(cell, str) else "" if cell is None else f"{cell:.5g}"
+
+
+if __name__ == "__main__":
+    main()

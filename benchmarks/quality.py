@@ -100,7 +100,9 @@ def main() -> None:
             bar.set_description(f"{words} ({done} of {total})")
 
         models = [f"zoo:target@{format}" for format in FORMATS]
-        measure_table(models, threads=options.threads, out=OUT, progress=progress)
+        measure_table(
+            models, n_windows=24, n_prompts=6, threads=options.threads, out=OUT, progress=progress
+        )
     if options.page:
         before, _, rest = options.page.read_text(encoding="utf-8").partition(BEGIN)
         _, _, after = rest.partition(END)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from hspec_lab.options import read_prompts
 from hspec_lab.scheme import ALGORITHMS
 from hspec_lab.terminal import bar, command, say
 
@@ -23,11 +24,9 @@ def _quantize(options) -> int:
         return 0
     if not options.model:
         raise ValueError("nothing to quantize: give REF, such as zoo:target@w4a16-g128+gptq")
-    from hspec_lab.quantize import Calibration, quantize
+    from hspec_lab.quantize import quantize
 
-    windows = {"sequences": options.sequences, "length": options.length}
-    windows = {name: n for name, n in windows.items() if n is not None}
-    text = Calibration.of_files(options.calibration or [], **windows)
+    text = _calibration(options)
     for reference in options.model:
         with bar("layer") as progress:
             folder = quantize(
@@ -41,6 +40,19 @@ def _quantize(options) -> int:
     return 0
 
 
+def _calibration(options):
+    """Text files and files of prompts, and how they are cut."""
+    from hspec_lab.quantize import Calibration
+
+    windows = {"sequences": options.sequences, "length": options.length}
+    windows = {name: n for name, n in windows.items() if n is not None}
+    files = options.calibration or []
+    prompts = [path for path in files if path.suffix.lower() in (".json", ".jsonl")]
+    read = Calibration.of_files([path for path in files if path not in prompts], **windows)
+    texts = (*read.texts, *(text for path in prompts for text in read_prompts(path)))
+    return Calibration(texts, **windows)
+
+
 def _add_quantize(commands) -> None:
     words = "Choose a model's weights by an algorithm; made once, then found by its name."
     parser = command(commands, "quantize", _quantize, words)
@@ -48,7 +60,7 @@ def _add_quantize(commands) -> None:
     add("model", nargs="*", metavar="REF", help="folder@scheme+algorithm..., w4a16-g128+gptq say")
     add("--list", action="store_true", help="name the algorithms")
     add("--calibration", type=Path, nargs="+", metavar="FILE",
-        help="text that algorithms may look at; default: held-out text of the zoo")  # fmt: skip
+        help="text, or prompts as .json or .jsonl; default: held-out text of the zoo")  # fmt: skip
     add("--sequences", type=int, metavar="N", help="windows of that text; 48")
     add("--length", type=int, metavar="N", help="tokens of a window; 512")
     add("--head", type=Path, metavar="DIR", help="an EAGLE head to rotate with the model")
@@ -60,7 +72,7 @@ def _add_quantize(commands) -> None:
 
 
 def _quality(options) -> int:
-    from hspec_lab.quality_table import as_text, measure_table
+    from hspec_lab.quality_table import as_text, layers_text, measure_table
 
     with bar("model") as progress:
         table = measure_table(
@@ -73,6 +85,8 @@ def _quality(options) -> int:
             progress=progress,
         )
     print(as_text(table))
+    if options.layers:
+        print(f"\n{layers_text(options.model, options.reference)}")
     if options.out:
         say(f"stored {options.out}")
     return 0
@@ -87,6 +101,7 @@ def _add_quality(commands) -> None:
     add("--windows", type=int, default=40, metavar="N", help="of 512 tokens of held-out text; 40")
     add("--prompts", type=int, default=8, metavar="N", help="for tokens a round, 0: none; 8")
     add("--threads", type=int, default=2, metavar="N")
+    add("--layers", action="store_true", help="error and loud channels of every layer too")
     add("--out", type=Path, metavar="FILE", help="a table to store rows in; resumed when there")
 
 

@@ -23,6 +23,7 @@ from hspec_lab.config import Chain, Config, Drafting, Eagle2, Refine, check_form
 from hspec_lab.experiment import WARMUP_TOKENS, Progress, Session, environment, prompts_of
 from hspec_lab.lab import Run
 from hspec_lab.pipeline import Models, check, locate, reach
+from hspec_lab.quantize import make_missing
 from hspec_lab.table import rows_of, write_page
 from hspec_lab.terms import METHODS
 
@@ -179,6 +180,7 @@ def _load(plan: Plan, progress: Progress) -> dict[tuple[str, str], Session]:
     keys = [(format, method) for format in plan.formats for method in plan.methods]
     configs = {key: config_of(plan, *key) for key in keys}
     for config in configs.values():
+        make_missing(config, progress)
         check(config)
         prompts_of(config)
     sessions, models = {}, Models()

@@ -19,7 +19,7 @@ import torch
 from hspec_lab import zoo
 from hspec_lab.config import Config, split_model
 from hspec_lab.experiment import conditions
-from hspec_lab.layer_quality import layer_errors, outlier_share
+from hspec_lab.layer_quality import UNITS, layer_errors, outlier_share
 from hspec_lab.model.shape import read_object
 from hspec_lab.pipeline import Models, check, folder_of
 from hspec_lab.quality import Reference, mean_emitted, measure_quality, text_ids
@@ -150,6 +150,33 @@ def _write(out: Path, how: dict, rows: dict[str, dict]) -> None:
     half = out.with_suffix(".tmp")
     half.write_text(json.dumps(content | {"rows": list(rows.values())}, indent=1) + "\n")
     half.replace(out)
+
+
+def layers_text(models: Sequence[str], reference: str | None = None) -> str:
+    """Lines for a terminal: of every layer its errors, and the share of loud channels by unit.
+
+    Args:
+        models: references that are made.
+        reference: as in `measure_table`.
+    """
+    reference = reference or f"{split_model(models[0])[0]}@fp32"
+    loaded = Models()
+    yardstick = loaded.transformer(reference, False, "cpu")
+    texts = zoo.held_out("evaluation")
+    windows = text_ids(load_tokenizer(folder_of(reference)), texts, n_windows=_LAYER_WINDOWS)
+    parts = []
+    for name in models:
+        model = loaded.transformer(name, False, "cpu")
+        shares = outlier_share(model, windows)
+        table = shares.pivot(index="layer", columns="unit", values="share")[list(UNITS)]
+        table.columns = [f"loud {unit}" for unit in UNITS]
+        if not Format.parse(split_model(name)[1]).rotates:  # its stream is in another basis
+            errors = layer_errors(model, yardstick, windows).set_index("layer")
+            table = errors.rename(columns={"own": "error", "accumulated": "with those before"})[
+                ["error", "with those before"]
+            ].join(table)
+        parts.append(f"{name}\n{table.round(5).to_string()}")
+    return "\n\n".join(parts)
 
 
 def as_text(table: pd.DataFrame) -> str:

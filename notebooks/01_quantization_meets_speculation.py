@@ -16,8 +16,9 @@
 # **Question.** Quantizing a model makes its one-token step cheap; speculative decoding makes a
 # step emit several tokens. Do the two gains multiply, and if not, which factor is to blame?
 #
-# **Data.** The study `compat-zoo`, recorded with the models that ship with the package; the first
-# cell says device, date, prompts and versions. Nothing is measured here but in the one cell that
+# **Data.** The study `compat-zoo`, recorded with the models that ship with the package, their
+# target in five formats and once more rotated and rounded by GPTQ; the first cell says device,
+# date, prompts and versions. Nothing is measured here but in the one cell that
 # says so. To record it on your machine: `hspec study compat`.
 #
 # **Words.** `T_t` is the *target's* own step, one token. An EAGLE-2 *head* makes `d` passes of
@@ -59,8 +60,8 @@ figures_bits.cost_curves(study.curves(), **study.caption())
 # %% [markdown]
 # ## What does drafting cost?
 #
-# The head is not quantized. Its passes and the target's step were timed in turns, on the same
-# prompts.
+# The head's own layer is not quantized; the output layer that it shares with the target is. Its
+# passes and the target's step were timed in turns, on the same prompts.
 
 # %%
 figures_bits.drafting_bars(study.drafting(), **study.caption())

@@ -87,7 +87,7 @@ BAD = {
         [*ASK, "--method", "chain", "--intermediate", "{}/nan-small"],
         "NaN in the logits",
     ),
-    "format": ([*ASK, "--target", "zoo:target@w5"], "w5: weights have 16, 8, 6, 4, 3, 2 bits, not 5"),
+    "format": ([*ASK, "--target", "zoo:target@w5"], "w5: weights have 16, 8, 6, 4, 3, 2 bits"),
     "method": ([*ASK, "--method", "magic"], "invalid choice: 'magic'"),
     "no prompt": ([], "no prompt: give --prompt"),
     "both prompts": ([*ASK, "--prompts", "x.txt"], "not both"),

@@ -4,7 +4,6 @@ Layer by layer: read, transform, overhear what flows in, round, pass the calibra
 the rounded layer, write.  A stopped run goes on behind the last layer written.
 """
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -16,9 +15,8 @@ from torch import Tensor
 
 from hspec_lab.config import split_model
 from hspec_lab.model import Checkpoint
-from hspec_lab.model.checkpoint import UNITS, model_tensors
+from hspec_lab.model.checkpoint import UNITS
 from hspec_lab.model.shelf import made_folder, stacks_folder
-from hspec_lab.model.transformer import check_format as check_shapes
 from hspec_lab.pipeline import locate
 from hspec_lab.quant.forms import Form, rounded
 from hspec_lab.quantize import rotate
@@ -31,8 +29,10 @@ from hspec_lab.quantize.finequant import finequant
 from hspec_lab.quantize.fold import smooth_attention, smooth_layer, unit_weight
 from hspec_lab.quantize.folder import LayerFiles, Unfinished
 from hspec_lab.quantize.gptq import gptq
+from hspec_lab.quantize.heads import head_to_rotate, write_rotated
 from hspec_lab.quantize.hqq import hqq
-from hspec_lab.quantize.layers import Walk, read_layer
+from hspec_lab.quantize.layers import Walk, read_finite, read_layer
+from hspec_lab.quantize.possible import BLOCKS, check_possible, rank_of
 from hspec_lab.quantize.svdquant import svdquant
 from hspec_lab.quantize.text import Calibration
 from hspec_lab.quantize.widths import widths_by_evolution, widths_by_score
@@ -40,7 +40,8 @@ from hspec_lab.scheme import ALLOCATIONS, ROUNDERS, Format, Scheme
 from hspec_lab.text import load_tokenizer
 
 Progress = Callable[[int, int, str], None]
-_STATE = "search.json"
+# what a run that goes on wants to know
+_SEARCH, _SECONDS = "search", "seconds"
 _ERRORS = ".errors"  # behind a unit's name: relative output error with 1, 2, ... blocks
 
 
@@ -66,7 +67,8 @@ def quantize(
 
     Raises:
         ValueError: nothing of the format needs making, a folder that is quantized already, a
-            shape the format cannot take, too little text.
+            shape the format cannot take, too little text, a head of another model, a weight or
+            row that is not finite.
     """
     where, name = split_model(reference)
     format = replace(Format.parse(name), reference=False)
@@ -74,16 +76,16 @@ def quantize(
     if not format.is_made:
         raise ValueError(f"{name} rounds to nearest when a model is loaded: nothing to make")
     source = Checkpoint(locate(where))
-    if source.format is not None:
-        raise ValueError(f"{where} is quantized already ({source.format}): name its source")
-    source.check(model_tensors(source.shape))
-    check_shapes(source.shape, replace(format, reference=True))
+    check_possible(source, format)
+    if head is not None and not format.rotates:
+        raise ValueError(f"{format} rotates nothing: a head fits it as it is, leave {head} out")
+    drafts = head_to_rotate(source, head) if format.rotates else None
     folder = made_folder(source, format, calibration.name)
     if not folder.is_dir():
         with torch.inference_mode():
             _Job(source, format, calibration, folder, raise_damping, progress).run()
-    if format.rotates:
-        _rotate_head_of(source, folder, head)
+    if drafts is not None:
+        write_rotated(drafts, source, folder)
     return folder
 
 
@@ -98,10 +100,14 @@ class _Job:
         self.allocation = allocation[0] if allocation else None
         self.steps = self.shape.layers * (2 if self.allocation else 1)
         self.done, self._progress = 0, progress
-        self.seconds = time.monotonic()
+        self.begun = time.monotonic()
         self.tokenizer = load_tokenizer(source.folder)
         self.windows = calibration.windows(self.tokenizer, self.shape.context)
         self.rotation = rotate.orthogonal(self.shape.hidden) if format.rotates else None
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.begun
 
     def tell(self, words: str) -> None:
         if self._progress:
@@ -110,47 +116,44 @@ class _Job:
     def run(self) -> Path:
         self.tell(f"{self.source.folder.name}@{self.format}")
         half = Unfinished(self.folder)
-        widths = self._widths(half)
+        # a run that goes on counts what the one before it took
+        self.begun -= half.noted(_SECONDS) or 0.0
         embedding, ends, forms = self._ends()
+        widths = self._widths(half)
         walk = Walk(self.source, embedding, self.windows)
         if self.scheme.grid == "bitstack":
-            errors = self._stacks(half, walk)
+            self._stacks(half, walk)
         else:
-            errors = self._layers(half, walk, widths)
+            self._layers(half, walk, widths)
         half.put("ends", ends, forms)
         marks = {
             "format": str(self.format),
             "source": str(self.source.folder.resolve()),
             "calibration": self.calibration.name,
-            "output_errors": errors,
-            "seconds": round(time.monotonic() - self.seconds, 1),
+            "seconds": round(self.seconds, 1),
         }
         if self.format.rotates:
             gain = self.source.tensor("model.norm.weight").float()
             marks |= {"basis": rotate.basis_id(self.rotation, gain), "untied": True}
-        (half.path / _STATE).unlink(missing_ok=True)
         return half.finish(self.source.folder, marks)
 
     def _ends(self) -> tuple[Tensor, dict[str, Tensor], dict[str, Form]]:
         """The embedding to calibrate with, plain tensors, and the output layer's form."""
-        source = self.source
-        embedding, gain = (
-            source.tensor("model.embed_tokens.weight"),
-            source.tensor("model.norm.weight"),
-        )
-        head = None if self.shape.tied else source.tensor("lm_head.weight").float()
+        source, names = self.source, ("model.embed_tokens.weight", "model.norm.weight")
+        head = None if self.shape.tied else read_finite(source, "lm_head.weight")
+        embedding, gain = (read_finite(source, name) for name in names)
         if self.rotation is not None:
-            parts = embedding.float(), head, gain.float(), self.rotation
-            embedding, head, gain = rotate.rotate_ends(*parts)
-        elif head is None:
-            head = embedding.float()
+            embedding, head, gain = rotate.rotate_ends(embedding, head, gain, self.rotation)
+        else:
+            # a file holds no tensor twice
+            head = embedding.clone() if head is None else head
+            embedding, gain = (source.tensor(name) for name in names)
         ends = {"model.embed_tokens.weight": embedding, "model.norm.weight": gain}
         return embedding, ends, {"lm_head": rounded(head, self.format.scheme.output)}
 
     # ---- one layer -------------------------------------------------------------------------------
 
-    def _layers(self, half: Unfinished, walk: Walk, widths: dict[str, int]) -> dict[str, float]:
-        errors = {}
+    def _layers(self, half: Unfinished, walk: Walk, widths: dict[str, int]) -> None:
         for index in range(self.shape.layers):
             prefix = f"model.layers.{index}."
             if half.has(f"layer-{index:05}"):
@@ -158,14 +161,13 @@ class _Job:
                 forms = {unit.removeprefix(prefix): form for unit, form in forms.items()}
                 tensors = self._read(index) | {k.removeprefix(prefix): t for k, t in kept.items()}
             else:
-                tensors, forms, lost = self._round_layer(index, walk, widths)
-                errors |= {prefix + unit: error for unit, error in lost.items()}
-                plain = {prefix + k: t for k, t in tensors.items() if not _in_unit(k)}
-                half.put(f"layer-{index:05}", plain, {prefix + u: f for u, f in forms.items()})
+                tensors, forms, errors = self._round_layer(index, walk, widths)
+                named = ({prefix + k: v for k, v in by.items()} for by in (forms, errors))
+                half.put(f"layer-{index:05}", _plain(tensors, prefix), *named)
+                half.note(_SECONDS, self.seconds)
             walk.advance(tensors, forms)
             self.done += 1
             self.tell(f"layer {index + 1} of {self.shape.layers}")
-        return errors
 
     def _read(self, index: int) -> dict[str, Tensor]:
         tensors = read_layer(self.source, index)
@@ -176,9 +178,7 @@ class _Job:
         )
 
     def _round_layer(self, index: int, walk: Walk, widths: dict[str, int]):
-        tensors = self._read(index)
-        inputs, keys = walk.overhear(tensors)
-        tensors, inputs = self._folded(tensors, inputs, keys)
+        tensors, inputs = self._transformed(index, walk)
         forms, errors = {}, {}
         for unit in UNITS:
             name = f"model.layers.{index}.{unit}"
@@ -187,6 +187,18 @@ class _Job:
             forms[unit] = self._rounder(name)(weight, inputs[unit], scheme)
             errors[unit] = output_error(weight, forms[unit].dequantized(), inputs[unit].hessian)
         return tensors, forms, errors
+
+    def _transformed(self, index: int, walk: Walk) -> tuple[dict[str, Tensor], dict[str, Inputs]]:
+        """A layer as it will be rounded, and what flows into its units then."""
+        tensors = self._read(index)
+        inputs, keys = walk.overhear(tensors)
+        for unit, seen in inputs.items():
+            if not seen.hessian.isfinite().all():
+                raise ValueError(
+                    f"model.layers.{index}.{unit}: calibration rows overflow, their squares are "
+                    "not finite: look at this layer and at those before it"
+                )
+        return self._folded(tensors, inputs, keys)
 
     def _folded(self, tensors, inputs: dict[str, Inputs], keys: Tensor):
         """Transforms that move scales between inputs, weights and keys."""
@@ -220,16 +232,16 @@ class _Job:
     def _widths(self, half: Unfinished) -> dict[str, int]:
         if self.allocation is None:
             return {}
-        state = half.path / _STATE
         if self.allocation != "evopress":
             walk = Walk(self.source, self.source.tensor("model.embed_tokens.weight"), self.windows)
             return widths_by_score(
                 self.allocation, self.scheme, self.source, walk, partial(self._searched, "layer")
             )
-        start = _read_state(state) if state.is_file() else None
+        start = _search_of(half.noted(_SEARCH))
 
         def kept(result: EvoResult) -> None:
-            state.write_text(json.dumps(asdict(result)))
+            half.note(_SEARCH, asdict(result))
+            half.note(_SECONDS, self.seconds)
             self._searched("generation", len(result.history))
 
         self.steps = self.shape.layers + 41
@@ -245,38 +257,41 @@ class _Job:
 
     # ---- stacks ----------------------------------------------------------------------------------
 
-    def _stacks(self, half: Unfinished, walk: Walk) -> dict[str, float]:
+    def _stacks(self, half: Unfinished, walk: Walk) -> None:
         """Take every unit apart, unless that was done for another size; keep what fits."""
-        whole = LayerFiles(stacks_folder(self.source, self.calibration.name))
-        stacks, errors = {}, {}
+        steps, text = self.format.steps, self.calibration.name
+        whole = LayerFiles(stacks_folder(self.source, steps, text))
+        stacks, errors, plain = {}, {}, {}
         for index in range(self.shape.layers):
             if not whole.has(f"layer-{index:05}"):
                 self._take_apart(index, whole, walk)
             tensors, forms = whole.get(f"layer-{index:05}")
-            errors |= {k.removesuffix(_ERRORS): t.tolist() for k, t in tensors.items()}
+            found = {k: t for k, t in tensors.items() if k.endswith(_ERRORS)}
+            errors |= {k.removesuffix(_ERRORS): t.tolist() for k, t in found.items()}
+            plain[index] = {k: t for k, t in tensors.items() if k not in found}
             stacks |= forms
+            # transforms keep what a layer does
             walk.advance(self._read(index))
             self.done += 1
             self.tell(f"layer {index + 1} of {self.shape.layers}")
         kept = cut_to(stacks, order_blocks(stacks, errors), self.scheme.megabytes * 1e6)
         for index in range(self.shape.layers):
-            prefix = f"model.layers.{index}."
-            plain = {prefix + k: t for k, t in self._read(index).items() if not _in_unit(k)}
-            forms = {n: stacks[n].cut(kept[n]) for n in stacks if n.startswith(prefix)}
-            half.put(f"layer-{index:05}", plain, forms)
-        return {name: errors[name][kept[name] - 1] for name in stacks}
+            names = [f"model.layers.{index}.{unit}" for unit in UNITS]
+            forms = {name: stacks[name].cut(kept[name]) for name in names}
+            lost = {name: errors[name][kept[name] - 1] for name in names}
+            half.put(f"layer-{index:05}", plain[index], forms, lost)
 
     def _take_apart(self, index: int, whole: LayerFiles, walk: Walk) -> None:
-        tensors = self._read(index)
-        inputs, _ = walk.overhear(tensors)
+        tensors, inputs = self._transformed(index, walk)
         stacks, errors = {}, {}
         for unit in UNITS:
             name, weight = f"model.layers.{index}.{unit}", unit_weight(tensors, unit)
-            rank = min(16, max(2, min(weight.shape) // 48))
-            stacks[name] = stack_of(weight, inputs[unit], rank=rank)
+            rank = rank_of(*weight.shape)
+            stacks[name] = stack_of(weight, inputs[unit], blocks=BLOCKS, rank=rank)
             found = block_errors(weight, stacks[name], inputs[unit])
             errors[name + _ERRORS] = torch.tensor(found, dtype=torch.float64)
-        whole.put(f"layer-{index:05}", errors, stacks)
+        plain = _plain(tensors, f"model.layers.{index}.")
+        whole.put(f"layer-{index:05}", plain | errors, stacks)
 
 
 def _svdquant(weight: Tensor, inputs: Inputs, scheme: Scheme) -> Form:
@@ -284,29 +299,15 @@ def _svdquant(weight: Tensor, inputs: Inputs, scheme: Scheme) -> Form:
     return svdquant(weight, inputs, scheme, rank=min(32, max(1, min(weight.shape) // 32)))
 
 
-def _in_unit(name: str) -> bool:
-    """Whether a layer's tensor is a weight that some form holds."""
-    return any(name == f"{matrix}.weight" for names in UNITS.values() for matrix in names)
+def _plain(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """A layer's tensors that no form holds, by their full names."""
+    held = {f"{matrix}.weight" for names in UNITS.values() for matrix in names}
+    return {prefix + name: tensor for name, tensor in tensors.items() if name not in held}
 
 
-def _read_state(path: Path) -> EvoResult:
-    found = json.loads(path.read_text())
+def _search_of(found: dict | None) -> EvoResult | None:
+    """What `asdict` made of a search's result."""
+    if found is None:
+        return None
     history = tuple(Generation(**entry) for entry in found.pop("history"))
     return EvoResult(**found, history=history)
-
-
-def _rotate_head_of(source: Checkpoint, folder: Path, head: Path | None) -> None:
-    """Write the rotated head of a rotated model beside it, if there is one to rotate."""
-    beside = source.folder.with_name(source.folder.name + "-eagle2")
-    head = head or (beside if beside.is_dir() else None)
-    final = folder.with_name(folder.name + "-eagle2")
-    if head is None or final.is_dir():
-        return
-    checkpoint = Checkpoint(head)
-    tensors = {name: checkpoint.tensor(name).float() for name in checkpoint.names()}
-    gain = source.tensor("model.norm.weight").float()
-    Q = rotate.orthogonal(source.shape.hidden)
-    half = Unfinished(final)
-    rotated = {name: t.contiguous() for name, t in rotate.rotate_head(tensors, gain, Q).items()}
-    half.put("model", rotated, {})
-    half.finish(head, {"basis": rotate.basis_id(Q, gain), "source": str(head.resolve())})

@@ -58,7 +58,7 @@ def read_finite(checkpoint: Checkpoint, name: str) -> Tensor:
     tensor = checkpoint.tensor(name).float()
     if n_bad := tensor.numel() - int(tensor.isfinite().sum()):
         raise ValueError(
-            f"{checkpoint.folder}: {n_bad} of {tensor.numel()} numbers of {name} are NaN or infinite"
+            f"{checkpoint.folder}: {n_bad} of {tensor.numel()} in {name} are NaN or infinite"
         )
     return tensor
 

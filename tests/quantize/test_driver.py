@@ -125,7 +125,18 @@ def test_a_stack_fills_its_size_but_for_one_block(model, shelf):
         assert 0 <= megabytes * 1e6 - bytes_of[megabytes] < block
         shapes[megabytes] = [stack.n_blocks for stack in stacks]
     assert all(few <= many for few, many in zip(shapes[0.2], shapes[0.3], strict=True))
-    assert distance(*(logits(f"{model}@{f}") for f in ("bitstack-0.3mb+reference", "fp32"))) < 1
+
+
+def test_stacks_of_a_transformed_model_are_its_own(model, shelf):
+    """Stacks are kept to be cut again, of every transform apart."""
+    wanted = logits(f"{model}@fp32")
+    for transform in ("", "+quarot", "+smooth"):
+        name = f"{model}@bitstack-0.4mb{transform}+reference"
+        quantize(name)
+        assert distance(logits(name), wanted) < 0.2
+    changed = forms_of(quantize(f"{model}@bitstack-0.4mb+smooth"))["model.layers.0.qkv"]
+    plain = forms_of(quantize(f"{model}@bitstack-0.4mb"))["model.layers.0.qkv"]
+    assert distance(changed.dequantized(), plain.dequantized()) > 0.2
 
 
 def loud(folder):
@@ -157,5 +168,7 @@ def test_a_folder_is_named_itself_in_its_own_format_alone(model, shelf):
     folder = quantize(f"{model}@w4a16-g32+hqq")
     own = f"{folder}@w4a16-g32+hqq"
     assert torch.equal(logits(own), logits(f"{model}@w4a16-g32+hqq"))
-    with pytest.raises(ValueError, match=r"holds w4a16-g32\+hqq, so it cannot be read as w4a16-g32"):
+    with pytest.raises(
+        ValueError, match=r"holds w4a16-g32\+hqq, so it cannot be read as w4a16-g32"
+    ):
         logits(f"{folder}@w4a16-g32")

@@ -58,11 +58,11 @@ def text_of(target: str, draft: Eagle2 | None) -> tuple[list[int], list[int]]:
     """Tokens, and how many a round."""
     config = Config(target=target, draft=draft, prompts=("0123",), max_new_tokens=24, threads=1)
     rounds = list(Session(config, record=False).rounds_of(0))
-    tokens = [token for item in rounds for token in item.emitted]
+    tokens = [token for item in rounds for token in item.tokens]
     return tokens, [item.n_emitted for item in rounds]
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2-tied"])
+@pytest.mark.parametrize("family", ["llama", "llama-tied", "qwen3"])
 def test_a_rotated_head_lies_beside_its_model_and_drafts_the_same(tmp_path, shelf, family):
     model = small(tmp_path / "m", family, head=True)
     folder = quantize(f"{model}@fp32+quarot")
