@@ -8,7 +8,7 @@ GPU, about a minute on one thread. Prints a Markdown table; errors are relative 
 under the Hessian for GPTQ, mean |error|**0.7 for HQQ, mean squared error for formats.
 """
 
-import inspect
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,10 +16,17 @@ from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from types import SimpleNamespace
 from unittest import mock
 
 import torch
+from crosscheck_peers import (
+    HQQ_P,
+    compressor_gptq,
+    their_hqq,
+    their_steps,
+    torchao_int4,
+    torchao_int8,
+)
 from torch import Tensor
 
 import hspec_lab
@@ -33,14 +40,12 @@ from hspec_lab.quantize.gptq import gptq
 from hspec_lab.quantize.hqq import hqq
 from hspec_lab.quantize.layers import Walk, read_layer
 from hspec_lab.quantize.text import Calibration
-from hspec_lab.scheme import Scheme, parse
+from hspec_lab.scheme import parse
 from hspec_lab.text import load_tokenizer
 
 LIBRARIES = ("hqq", "llmcompressor", "torchao", "bitsandbytes")
 LAYER = 2
-P, BETA, KAPPA, STEPS = 0.7, 10.0, 1.01, 20
 COLUMNS = ("algorithm", "against", "matrix", "format", "equal codes", "ours", "theirs", "nearest")
-TORCHAO_REFUSAL = 'assert device.type == "cuda", "GPTQ only supports CUDA currently"'
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +55,11 @@ class Case:
     name: str
     weight: Tensor
     inputs: Inputs
+
+    @property
+    def matrices(self) -> tuple[Tensor, Tensor]:
+        """Weight and Hessian."""
+        return self.weight, self.inputs.hessian
 
 
 def made_case(R: int = 256, C: int = 512, n: int = 4096) -> Case:
@@ -79,7 +89,7 @@ def zoo_case() -> Case:
 
 def loss(weight: Tensor, other: Tensor) -> float:
     """HQQ's objective."""
-    return float((weight - other).abs().pow(P).mean())
+    return float((weight - other).abs().pow(HQQ_P).mean())
 
 
 def same(codes: Tensor, others: Tensor) -> str:
@@ -116,34 +126,6 @@ def hqq_rows(case: Case) -> Iterator[tuple]:
         yield "hqq", "hqq", case.name, f"{name}, its step in our loop, fp32 zeros", *found
 
 
-def their_steps(weight: Tensor, scheme: Scheme, grid: Integers) -> tuple[Tensor, Tensor]:
-    """Codes and weights after our number of the package's steps, of each group its best ones.
-
-    Groups are handed over in units of their step, so that its `beta` means what ours does.
-    """
-    from hqq.core.optimize import optimize_weights_proximal_legacy_step as one_step
-
-    groups = weight.reshape(-1, scheme.group)
-    scale, zero = (part[:, None] for part in grid.fit(groups))
-    units, place, beta = groups / scale, grid.middle - zero / scale, BETA
-    best, least = None, torch.full_like(place, torch.inf)
-    for _ in range(STEPS + 1):
-        shown = (0, 2 * grid.middle - 1)
-        values, codes, place, _ = one_step(units, 1.0, place, shown, beta, P, 1)
-        error = (units - values).abs().pow(P).mean(1, keepdim=True)
-        now = torch.stack([codes, values * scale])
-        best = now if best is None else torch.where(error < least, now, best)
-        least, beta = torch.minimum(error, least), beta * KAPPA
-    return best[0].view_as(weight), best[1].view_as(weight)
-
-
-def their_hqq(quantizer, weight: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
-    """Codes and weights of the package's own `Quantizer.quantize`."""
-    options = {"nbits": scheme.bits, "group_size": scheme.group, "axis": 1, "device": "cpu"}
-    codes, meta = quantizer.quantize(weight, bitpack=False, **options)
-    return codes, ((codes - meta["zero"]) * meta["scale"]).view_as(weight)
-
-
 # ---- GPTQ ----------------------------------------------------------------------------------------
 
 
@@ -155,21 +137,21 @@ def gptq_rows(case: Case) -> Iterator[tuple]:
         # a row's one grid is the same in either order, those of groups are not
         for act_order in (True, False)[: 2 if scheme.group is None else 1]:
             form = gptq(case.weight, case.inputs, scheme, act_order=act_order)
-            theirs = compressor_gptq(case, scheme, act_order, (form.scale, form.zero))
+            theirs = compressor_gptq(*case.matrices, scheme, act_order, (form.scale, form.zero))
             groups = theirs.view(*form.scale.shape, -1)
             codes = grid_of(scheme).round(groups, form.scale, form.zero)
             order = "largest first" if act_order else "stored order"
             yield row("llmcompressor", f"{name}, {order}", form, theirs, codes)
     form = gptq(case.weight, case.inputs, parse("w4a16-g128"))
-    theirs = compressor_gptq(case, form.scheme, True)
+    theirs = compressor_gptq(*case.matrices, form.scheme, True)
     yield row("llmcompressor", "w4a16-g128, largest first, own grids", form, theirs)
     form = gptq(case.weight, case.inputs, form.scheme, act_order=False)
     for dtype in (torch.bfloat16, torch.float32):
-        codes, theirs = torchao_int4(case.weight, case.inputs.hessian, dtype)
+        codes, theirs = torchao_int4(*case.matrices, dtype)
         what = f"w4a16-g128, stored order, its scales {str(dtype).removeprefix('torch.')}"
         yield row("torchao", what, form, theirs, codes)
     form = gptq(case.weight, case.inputs, parse("w8a16"), act_order=False)
-    theirs = torchao_int8(case.weight, case.inputs.hessian)
+    theirs = torchao_int8(*case.matrices)
     yield row("torchao", "w8a16, stored order, own grids", form, theirs)
 
 
@@ -181,72 +163,6 @@ def gptq_row(
     errors = (output_error(case.weight, other, case.inputs.hessian) for other in others)
     equal = "" if codes is None else same(form.codes(), codes)
     return "gptq", against, case.name, what, equal, *errors
-
-
-def compressor_gptq(case: Case, scheme: Scheme, act_order: bool, grid=None) -> Tensor:
-    """llmcompressor's `quantize_weight`: weights fp32 [R, C].
-
-    Args:
-        grid: our scales and zeros [R, C/G]; None: its own min-max ones.
-    """
-    from compressed_tensors.quantization import QuantizationArgs
-    from compressed_tensors.quantization.utils import calculate_qparams
-    from llmcompressor.modifiers.gptq.gptq_quantize import quantize_weight
-
-    how = {"strategy": "group", "group_size": scheme.group or case.weight.shape[1]}
-    how["actorder"] = "static" if act_order else None
-    args = QuantizationArgs(num_bits=scheme.bits, symmetric=False, **how)
-    if grid is None:
-        groups = case.weight.view(len(case.weight), -1, args.group_size)
-        scale, zero = calculate_qparams(groups.amin(-1), groups.amax(-1), args)
-    else:
-        scale = grid[0].float()
-        # their codes are signed as ours less the middle, and their zeros are in codes
-        zero = -grid[1].float() / scale
-    parts = case.weight, case.inputs.hessian, scale, zero
-    weight, hessian, scale, zero = (part.clone()[None] for part in parts)
-    return quantize_weight(weight, hessian, scale, zero, None, args)[0][0]
-
-
-def torchao_gptq(weight: Tensor, hessian: Tensor, base_config, **stand_ins):
-    """torchao's `gptq_quantize`, run on a CPU: without its first line that refuses one.
-
-    Args:
-        stand_ins: what replaces names of its module.
-    """
-    from torchao.prototype.gptq import api
-
-    source = inspect.getsource(api.gptq_quantize)
-    if TORCHAO_REFUSAL not in source:
-        raise ValueError(f"torchao 0.18.0 is what this knows to run, not {version('torchao')}")
-    names = vars(api) | stand_ins
-    exec(source.replace(TORCHAO_REFUSAL, ""), names)
-    config = {"gptq_quantize_block_size": 256, "percdamp": 0.01, "base_config": base_config}
-    # its Hessian is twice the mean, which changes nothing: damping is relative
-    with mock.patch("torch.cuda.synchronize"):
-        return names["gptq_quantize"](2 * hessian, weight.clone(), SimpleNamespace(**config))
-
-
-def torchao_int4(weight: Tensor, hessian: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Codes and weights; groups of 128 are fitted by our grid, as the package it uses has none."""
-    from torchao.prototype.gptq.api import _int4_row_dequantize_zp
-    from torchao.quantization import Int4WeightOnlyConfig
-
-    def fit(groups: Tensor, group: int) -> tuple[None, Tensor, Tensor]:
-        scale, zero = Integers(4, dtype=dtype).fit(groups)
-        return None, scale.float()[None], zero.float()[None]
-
-    parts = {"Int4Tensor": SimpleNamespace, "int4_row_quantize_zp": fit, "pack_int4": torch.clone}
-    made = torchao_gptq(weight, hessian, Int4WeightOnlyConfig(group_size=128), **parts)
-    theirs = _int4_row_dequantize_zp(made.qdata, made.scale, made.zero_point, 128)
-    return made.qdata + 8, theirs
-
-
-def torchao_int8(weight: Tensor, hessian: Tensor) -> Tensor:
-    """Weights of its symmetric 8 bits, a scale a row."""
-    from torchao.quantization import Int8WeightOnlyConfig, PerRow
-
-    return torchao_gptq(weight, hessian, Int8WeightOnlyConfig(granularity=PerRow())).dequantize()
 
 
 # ---- formats -------------------------------------------------------------------------------------
@@ -298,6 +214,8 @@ def main() -> None:
     missing = [name for name in LIBRARIES if find_spec(name) is None]
     if missing:
         raise SystemExit(f"missing here: {', '.join(missing)}; see docs/crosschecks.md")
+    # some of them ask a hub for more code, and wait where there is no network
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
     root = Path(hspec_lab.__file__).parents[1]
     if (root / "pyproject.toml").exists():
         # transformers looks for a package `kernels`, and would take our folder for it

@@ -121,6 +121,8 @@ def _row(model: str, config: Config, yardstick: Reference, windows, n_prompts: i
         "megabytes": transformer.nbytes / 1e6,
         "seconds": marks.get("seconds", seconds),
     }
+    format = Format.parse(row["scheme"])
+    row |= _of_layers(transformer, yardstick, windows[:_LAYER_WINDOWS], format)
     row |= {
         name: getattr(found, name) for name in ("perplexity", "bits_per_byte", "kl", "agreement")
     }

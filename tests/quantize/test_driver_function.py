@@ -62,7 +62,7 @@ def text_of(target: str, draft: Eagle2 | None) -> tuple[list[int], list[int]]:
     return tokens, [item.n_emitted for item in rounds]
 
 
-@pytest.mark.parametrize("family", ["llama", "llama-tied", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", "llama-tied"])
 def test_a_rotated_head_lies_beside_its_model_and_drafts_the_same(tmp_path, shelf, family):
     model = small(tmp_path / "m", family, head=True)
     folder = quantize(f"{model}@fp32+quarot")
