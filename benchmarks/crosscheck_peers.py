@@ -29,10 +29,10 @@ def their_steps(weight: Tensor, scheme: Scheme, grid: Integers) -> tuple[Tensor,
     groups = weight.reshape(-1, scheme.group)
     scale, zero = (part[:, None] for part in grid.fit(groups))
     units, place, beta = groups / scale, grid.middle - zero / scale, HQQ_BETA
+    limits = (0, 2 * grid.middle - 1)
     best, least = None, torch.full_like(place, torch.inf)
     for _ in range(HQQ_STEPS + 1):
-        shown = (0, 2 * grid.middle - 1)
-        values, codes, place, _ = one_step(units, 1.0, place, shown, beta, HQQ_P, 1)
+        values, codes, place, _ = one_step(units, 1.0, place, limits, beta, HQQ_P, 1)
         error = (units - values).abs().pow(HQQ_P).mean(1, keepdim=True)
         now = torch.stack([codes, values * scale])
         best = now if best is None else torch.where(error < least, now, best)
@@ -76,10 +76,11 @@ def compressor_gptq(
     return quantize_weight(weight, hessian, scale, zero, None, args)[0][0]
 
 
-def torchao_gptq(weight: Tensor, hessian: Tensor, base_config, **stand_ins):
-    """torchao's `gptq_quantize`, run on a CPU: without its first line that refuses one.
+def torchao_gptq(weight: Tensor, hessian: Tensor, base_config, block: int = 256, **stand_ins):
+    """torchao's `gptq_quantize`, run on a CPU: without the line that refuses one.
 
     Args:
+        block: columns after which later ones hear of the errors; the default is its own.
         stand_ins: what replaces names of its module.
     """
     from torchao.prototype.gptq import api
@@ -89,16 +90,14 @@ def torchao_gptq(weight: Tensor, hessian: Tensor, base_config, **stand_ins):
         raise ValueError(f"torchao 0.18.0 is what this knows to run, not {version('torchao')}")
     names = vars(api) | stand_ins
     exec(source.replace(TORCHAO_REFUSAL, ""), names)
-    # in blocks of its 256, rows longer than that get the scale of their first 256 columns
-    config = {"gptq_quantize_block_size": weight.shape[1], "percdamp": 0.01}
-    config["base_config"] = base_config
+    config = {"gptq_quantize_block_size": block, "percdamp": 0.01, "base_config": base_config}
     # its Hessian is twice the mean, which changes nothing: damping is relative
     with mock.patch("torch.cuda.synchronize"):
         return names["gptq_quantize"](2 * hessian, weight.clone(), SimpleNamespace(**config))
 
 
 def torchao_int4(weight: Tensor, hessian: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Codes and weights; groups of 128 are fitted by our grid, as the package it uses has none."""
+    """Codes and weights; our grid fits the groups, in place of mslk, which is empty on PyPI."""
     from torchao.prototype.gptq.api import _int4_row_dequantize_zp
     from torchao.quantization import Int4WeightOnlyConfig
 
@@ -116,4 +115,6 @@ def torchao_int8(weight: Tensor, hessian: Tensor) -> Tensor:
     """Weights of its symmetric 8 bits, a scale a row."""
     from torchao.quantization import Int8WeightOnlyConfig, PerRow
 
-    return torchao_gptq(weight, hessian, Int8WeightOnlyConfig(granularity=PerRow())).dequantize()
+    config = Int8WeightOnlyConfig(granularity=PerRow())
+    # with smaller blocks the scale of a row is that of its first block alone
+    return torchao_gptq(weight, hessian, config, block=weight.shape[1]).dequantize()

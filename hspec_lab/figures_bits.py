@@ -95,7 +95,7 @@ def emitted_map(table: pd.DataFrame, *, origin: str = "measured", note: str = ""
         subplot_titles=formats,
         shared_yaxes=True,
         horizontal_spacing=0.03,
-        vertical_spacing=0.22 / n_rows,
+        vertical_spacing=0.4 / n_rows,
     )
     for number, format in enumerate(formats):
         rows = table[table["format"] == format]
@@ -103,7 +103,7 @@ def emitted_map(table: pd.DataFrame, *, origin: str = "measured", note: str = ""
         place = {"row": number // n_columns + 1, "col": number % n_columns + 1}
         figure.add_trace(_emitted_cells(format, cells), **place)
     what = "Tokens emitted per round"
-    figures.lay_out(figure, what, origin, note, 190 * n_rows + 70)
+    figures.lay_out(figure, what, origin, note, 215 * n_rows + 70)
     # room for the maps' own titles, and no legend below
     figure.update_layout(margin={"t": figure.layout.margin.t + 20, "b": 24})
     figure.update_annotations(font={"size": 12.5, "color": INK})
@@ -139,7 +139,9 @@ def _emitted_cells(format: str, cells: pd.DataFrame) -> go.Heatmap:
 def speedup_over_size(
     table: pd.DataFrame, *, origin: str = "measured", note: str = ""
 ) -> go.Figure:
-    """Draw speed-up over tree size, at each size with its fastest depth; optima are marked.
+    """Draw speed-up over tree size, at each size with its fastest depth.
+
+    Optima are marked, their numbers stand in the legend: several may lie on one another.
 
     Args:
         table: columns `format`, `tree_size`, `depth`, `speedup`, `low`, `high`; all depths.
@@ -150,11 +152,14 @@ def speedup_over_size(
         best = rows.loc[rows["speedup"].idxmax()]
         is_best = rows["tree_size"] == best["tree_size"]
         figure.add_scatter(
-            name=f"{format} (best: tree {best['tree_size']}, depth {best['depth']})",
+            name=(
+                f"{format}: {best['speedup']:.2f}× at tree {best['tree_size']}, "
+                f"depth {best['depth']}"
+            ),
             x=[str(size) for size in rows["tree_size"]],
             y=list(rows["speedup"]),
             error_y=_interval(rows, "speedup"),
-            mode="lines+markers+text",
+            mode="lines+markers",
             line=style["line"],
             marker={
                 "symbol": style["symbol"],
@@ -162,8 +167,6 @@ def speedup_over_size(
                 "size": [14 if here else 7 for here in is_best],
                 "line": {"color": INK, "width": [2 if here else 0 for here in is_best]},
             },
-            text=[f"<b>{best['speedup']:.2f}×</b>" if here else "" for here in is_best],
-            textposition="top center",
             customdata=list(rows["depth"]),
             cliponaxis=False,
             hovertemplate=(

@@ -21,6 +21,7 @@ from hspec_lab.model.fused import FusedHead, FusedTransformer
 from hspec_lab.model.shape import ROPE_SLACK, ModelShape
 from hspec_lab.model.shelf import locate_made
 from hspec_lab.model.transformer import check_format as check_shapes
+from hspec_lab.model.transformer import check_made
 from hspec_lab.quant.device import check_device_format, check_device_shape
 from hspec_lab.runtime import DeviceChain, DeviceEagle2, DeviceLevel, DeviceRefine, Dice, Memory
 from hspec_lab.runtime.stage import bucket_of
@@ -167,11 +168,20 @@ def check(config: Config) -> None:
         )
 
 
+def check_sources(config: Config) -> None:
+    """As much of `check` as can be said before the config's quantized folders exist."""
+    if config.device != "cpu":
+        _check_device(config.device)
+    for model in levels(config):
+        _check_level(model, locate(split_model(model)[0]), config.device)
+
+
 def _check_level(model: str, folder: Path, device: str) -> None:
     checkpoint = Checkpoint(folder)
-    shape = checkpoint.shape
+    shape, format = checkpoint.shape, split_model(model)[1]
     checkpoint.check(model_tensors(shape))
-    check_storable(shape, split_model(model)[1], device)
+    check_made(checkpoint, Format.parse(format))
+    check_storable(shape, format, device)
     n = n_entries(load_tokenizer(folder))
     if n > shape.vocab:
         raise ValueError(f"{folder}: the tokenizer has {n} entries, the model {shape.vocab}")

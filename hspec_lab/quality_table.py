@@ -20,8 +20,9 @@ from hspec_lab import zoo
 from hspec_lab.config import Config, split_model
 from hspec_lab.experiment import conditions
 from hspec_lab.layer_quality import UNITS, layer_errors, outlier_share
+from hspec_lab.model.checkpoint import made_from
 from hspec_lab.model.shape import read_object
-from hspec_lab.pipeline import Models, check, folder_of
+from hspec_lab.pipeline import Models, check, check_sources, folder_of, locate
 from hspec_lab.quality import Reference, mean_emitted, measure_quality, text_ids
 from hspec_lab.quantize import make_missing
 from hspec_lab.scheme import Format
@@ -75,12 +76,14 @@ def measure_table(
             f"windows, prompts and threads must be at least 1, 0 and 1, got {n_windows}, "
             f"{n_prompts} and {threads}"
         )
-    reference = reference or f"{split_model(models[0])[0]}@fp32"
+    reference = reference or _unrounded(models[0])
     how = {"reference": reference, "windows": n_windows, "prompts": n_prompts, "threads": threads}
     rows = _begun(out, how)
-    todo = [model for model in map(_canonical, models) if model not in rows]
+    todo = [model for model in dict.fromkeys(map(_canonical, models)) if model not in rows]
     torch.set_num_threads(threads)
     yardstick, texts = None, zoo.held_out("evaluation")
+    for model in (*todo, reference):
+        check_sources(_config(model, texts, n_prompts, threads))
     for done, model in enumerate(todo):
         if progress:
             progress(done, len(todo), model)
@@ -88,6 +91,7 @@ def measure_table(
         config = _config(model, texts, n_prompts, threads)
         check(config)
         if yardstick is None:
+            make_missing([reference], progress)
             yardstick = Reference(Models().transformer(reference, False, "cpu"))
             windows = text_ids(load_tokenizer(folder_of(reference)), texts, n_windows=n_windows)
         rows[model] = _row(model, config, yardstick, windows, n_prompts)
@@ -95,6 +99,12 @@ def measure_table(
             _write(out, how, rows)
     table = pd.DataFrame([rows[_canonical(model)] for model in models])
     return table.reindex(columns=list(COLUMNS)).astype(COLUMNS)
+
+
+def _unrounded(model: str) -> str:
+    """A model's weights as they are in its files; of a quantized folder, those it was made from."""
+    folder = locate(where := split_model(model)[0])
+    return f"{made_from(folder) or where}@fp32"
 
 
 def _canonical(model: str) -> str:
@@ -161,7 +171,7 @@ def layers_text(models: Sequence[str], reference: str | None = None) -> str:
         models: references that are made.
         reference: as in `measure_table`.
     """
-    reference = reference or f"{split_model(models[0])[0]}@fp32"
+    reference = reference or _unrounded(models[0])
     loaded = Models()
     yardstick = loaded.transformer(reference, False, "cpu")
     texts = zoo.held_out("evaluation")

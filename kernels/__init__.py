@@ -16,7 +16,9 @@ os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 try:
     import triton  # noqa: F401
 except ModuleNotFoundError:
-    raise ImportError(
-        "hspec_kernels needs triton, which is not installed here: "
-        "pip install 'hspec-lab[kernels]' on Linux"
-    ) from None
+    # from the repository's root transformers takes this folder for a package `kernels` of its own
+    if __name__ == "hspec_kernels":
+        raise ImportError(
+            "hspec_kernels needs triton, which is not installed here: "
+            "pip install 'hspec-lab[kernels]' on Linux"
+        ) from None

@@ -2,6 +2,11 @@
 # jupyter:
 #   jupytext:
 #     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -55,7 +60,8 @@ figures_bits.cost_curves(study.curves(), **study.caption())
 # waits for weights to arrive takes equally long for 1 and for 64 tokens. Look first at how soon
 # each line leaves it, then at its steepness. Formats whose weights must be expanded before they
 # are multiplied leave it early, because that work, or the arithmetic behind it, grows with n. Were
-# quantization harmless to verification, all lines would lie on each other.
+# quantization harmless to verification, all lines would lie on each other. The two `w4a16-g128`
+# lines ran the same operator on other weights: what is between them is noise.
 
 # %% [markdown]
 # ## What does drafting cost?
@@ -118,7 +124,7 @@ figures_bits.predicted_against_measured(study.cells(), note=study.caption()["not
 # numbers; `rest_ratio` is what was left out, in steps.
 
 # %%
-study.best().round(2)
+study.best().drop(columns=["top_k", "same_text", "n"]).round(2)
 
 # %% [markdown]
 # ## Here and now

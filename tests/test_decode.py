@@ -422,6 +422,17 @@ def test_ties_go_to_the_lower_id_also_across_the_border():
     assert values[0].tolist() == [-1, -1, -1, -5]
 
 
+@pytest.mark.parametrize("k", [1, 4, 8, 63, 64, 100])
+def test_top_k_is_the_start_of_a_stable_sort_however_many_values_are_equal(k):
+    generator = torch.Generator().manual_seed(k)
+    for levels in (1, 2, 5, 40):  # few distinct values: ties within and across the border
+        log_p = -torch.randint(0, levels, (6, 64), generator=generator).float()
+        values, ids = stable_top_k(log_p, k)
+        in_order = torch.sort(log_p, dim=-1, descending=True, stable=True)
+        assert ids.tolist() == in_order.indices[:, :k].tolist()
+        assert values.tolist() == in_order.values[:, :k].tolist()
+
+
 def test_best_first_prefers_the_earlier_of_two_equal_scores():
     import numpy as np
 

@@ -104,9 +104,8 @@ def test_speed_up_takes_the_fastest_depth_of_each_size_and_marks_the_optimum():
     figure = bits.speedup_over_size(CELLS)
     fp32, stranger = figure.data
     assert fp32.x == ("2", "8") and fp32.y == (1.25, 1.5) and fp32.customdata == (1, 2)
-    assert fp32.text == ("", "<b>1.50×</b>") and fp32.marker.size == (7, 14)
-    assert fp32.name == "fp32 (best: tree 8, depth 2)"
-    assert stranger.text == ("<b>0.50×</b>",)
+    assert fp32.marker.size == (7, 14) and fp32.name == "fp32: 1.50× at tree 8, depth 2"
+    assert stranger.name.startswith(f"{STRANGER}: 0.50× at tree ")
     assert figure.layout.shapes[0].y0 == 1.0
     assert figure.layout.xaxis.categoryarray == ("2", "8")
 

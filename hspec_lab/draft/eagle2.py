@@ -31,12 +31,16 @@ def stable_top_k(log_p: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
     values, ids = torch.topk(log_p, min(k + 1, log_p.shape[1]), dim=-1)
     values, ids = values.numpy(force=True), ids.numpy(force=True)
     k = min(k, log_p.shape[1])
-    if values.shape[1] > k and (values[:, k - 1] == values[:, k]).any():
-        # a tie across the border: topk may have kept the wrong one of the two
-        values, ids = torch.sort(log_p, dim=-1, descending=True, stable=True)
-        values, ids = values[:, :k].numpy(force=True), ids[:, :k].numpy(force=True)
-        return values, ids
-    order = np.lexsort((ids[:, :k], -values[:, :k]), axis=-1)
+    tied = values[:, k - 1] == values[:, k] if values.shape[1] > k else np.zeros(0, dtype=bool)
+    values, ids = values[:, :k], ids[:, :k]
+    # a tie across the border: topk may have kept the wrong ones. 16-bit logits tie often, and to
+    # sort whole rows for it would cost more than the pass that made them
+    for row in np.flatnonzero(tied):
+        border = values[row, -1]
+        n_above = int((values[row] > border).sum())
+        equal = (log_p[row] == float(border)).nonzero().flatten()
+        ids[row, n_above:] = equal[: k - n_above].numpy(force=True)
+    order = np.lexsort((ids, -values), axis=-1)
     return np.take_along_axis(values, order, -1), np.take_along_axis(ids, order, -1)
 
 

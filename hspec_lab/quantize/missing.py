@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from hspec_lab.config import Config, split_model
 from hspec_lab.model import Checkpoint
 from hspec_lab.model.shelf import made_folder
-from hspec_lab.pipeline import levels, locate
+from hspec_lab.pipeline import check_sources, levels, locate
 from hspec_lab.quantize.driver import Progress, quantize
 from hspec_lab.scheme import Format
 
@@ -18,8 +18,11 @@ def make_missing(what: Config | Sequence[str], progress: Progress | None = None)
         progress: called with steps done, steps in all and a few words.
 
     Raises:
-        ValueError: what `quantize` says.
+        ValueError: what `quantize` says; of a config also, before anything is made, what is wrong
+            with its models.
     """
+    if isinstance(what, Config):
+        check_sources(what)
     for reference in levels(what) if isinstance(what, Config) else what:
         where, name = split_model(reference)
         format = Format.parse(name)

@@ -1,10 +1,11 @@
-"""Look at the Explorer as a person would: in JupyterLab, both themes, dragged and measured.
+"""Look at a notebook as a person would: in JupyterLab, both themes; the Explorer dragged, measured.
 
     python tests/browser/screenshots.py FOLDER [NOTEBOOK]
 
 Starts a JupyterLab of its own with settings of its own, runs all cells of NOTEBOOK (one over
-invented runs when none is given) in headless Chromium and leaves pictures in FOLDER.  Exits 1 when
-the panel does not do what was asked of it.  CHROMIUM names the browser, else Playwright's own.
+invented runs when none is given) in headless Chromium and leaves pictures in FOLDER: of the
+Explorer, or where a notebook has none, of every figure.  Exits 1 when the panel does not do what
+was asked of it or a figure is cut off.  CHROMIUM names the browser, else Playwright's own.
 """
 
 import os
@@ -56,15 +57,17 @@ def main(folder: Path, notebook: Path | None) -> None:
             page = browser.new_page(viewport={"width": 1280, "height": 1000})
             page.set_default_timeout(120_000)
             expect.set_options(timeout=60_000)
-            look(page, folder)
+            run_all(page)
+            has_panel = "Explorer(" in (folder / "look.ipynb").read_text(encoding="utf-8")
+            (look_at_panel if has_panel else look_at_figures)(page, folder)
             browser.close()
     finally:
         server.terminate()
         server.wait()
 
 
-def look(page: Page, folder: Path) -> None:
-    """Drive the panel and take the pictures."""
+def run_all(page: Page) -> None:
+    """Open the notebook and run it from top to bottom."""
     page.goto(f"{URL}/lab/tree/look.ipynb?token=look&reset")
     page.locator(".jp-Notebook").wait_for()
     page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").wait_for()
@@ -74,6 +77,40 @@ def look(page: Page, folder: Path) -> None:
     page.keyboard.press("Escape")
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_text("Run All Cells", exact=True).click()
+
+
+def theme(page: Page, name: str) -> None:
+    page.get_by_role("menuitem", name="Settings", exact=True).click()
+    page.get_by_text("Theme", exact=True).first.hover()
+    page.get_by_text(f"JupyterLab {name}", exact=True).click()
+
+
+def check_whole(plot, name: str) -> None:
+    """A figure must fit the room it has."""
+    drawn, room = plot.locator(".main-svg").first.bounding_box(), plot.bounding_box()
+    assert drawn["width"] <= room["width"] + 1, f"{name}: a figure is cut off"
+
+
+def look_at_figures(page: Page, folder: Path) -> None:
+    """Take a picture of every figure, with the text around it, in both themes."""
+    page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").wait_for()
+    page.keyboard.press("Control+b")
+    for name, width in (("Light", 1280), ("Dark", 1280), ("Dark", 2560)):
+        theme(page, name)
+        page.set_viewport_size({"width": width, "height": 1100})
+        page.wait_for_timeout(1500)
+        headings = page.locator(".jp-MarkdownOutput h1, .jp-MarkdownOutput h2")
+        for number in range(headings.count()):
+            headings.nth(number).scroll_into_view_if_needed()
+            headings.nth(number).evaluate("e => e.scrollIntoView({block: 'start'})")
+            page.wait_for_timeout(1500)
+            page.screenshot(path=folder / f"{name.lower()}-{width}-{number}.png")
+            for plot in page.locator(".js-plotly-plot").all():
+                check_whole(plot, f"{name} {width} {number}")
+
+
+def look_at_panel(page: Page, folder: Path) -> None:
+    """Drive the panel and take the pictures."""
     panel = page.locator(".hspec-explorer").first
     # a figure that has a title has been drawn; before that it is an empty frame
     expect(panel.locator(".gtitle")).to_have_count(2)
@@ -83,21 +120,15 @@ def look(page: Page, folder: Path) -> None:
         panel.scroll_into_view_if_needed()
         page.screenshot(path=folder / f"{name}.png")
         for plot in panel.locator(".js-plotly-plot").all():
-            drawn, room = plot.locator(".main-svg").first.bounding_box(), plot.bounding_box()
-            assert drawn["width"] <= room["width"] + 1, f"{name}: a figure is cut off"
+            check_whole(plot, name)
 
-    def theme(name: str) -> None:
-        page.get_by_role("menuitem", name="Settings", exact=True).click()
-        page.get_by_text("Theme", exact=True).first.hover()
-        page.get_by_text(f"JupyterLab {name}", exact=True).click()
-
-    theme("Light")  # which one Lab starts in is not ours to say
+    theme(page, "Light")  # which one Lab starts in is not ours to say
     picture("light-1280-sidebar")
     page.keyboard.press("Control+b")
     picture("light-1280")
     page.set_viewport_size({"width": 2560, "height": 1200})
     picture("light-2560")
-    theme("Dark")
+    theme(page, "Dark")
     picture("dark-2560")
     page.set_viewport_size({"width": 1280, "height": 1000})
     picture("dark-1280")
