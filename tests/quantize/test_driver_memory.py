@@ -49,7 +49,7 @@ print(json.dumps([before, peak()]))
 
 
 @pytest.mark.slow
-def test_no_more_than_the_model_and_three_layers_are_in_memory(tmp_path):
+def test_no_more_than_the_model_three_layers_and_one_factor_are_in_memory(tmp_path):
     from small import small
 
     small(tmp_path / "wide", **(SIZES | {"head_dim": 64}))
@@ -63,8 +63,10 @@ def test_no_more_than_the_model_and_three_layers_are_in_memory(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     before, after = json.loads(done.stdout.splitlines()[-1])
-    # the factor of the widest unit's Hessian is made in fp64, seven matrices of its inputs at once
+    # the factor of the widest unit's Hessian is made in fp64: seven matrices of its inputs at once
     factor = 7 * 8 * SIZES["intermediate_size"] ** 2
-    told = (after - before, n_bytes, layer, factor, before)
-    assert after - before <= n_bytes + 3 * layer + factor, "%d above, model %d, layer %d" % told[:3]
-    print("\nMEMORY", [round(n / 1e6) for n in told])
+    took, limit = after - before, n_bytes + 3 * layer + factor
+    assert took <= limit, (
+        f"{took / 1e6:.0f} MB above {before / 1e6:.0f} MB, at most {limit / 1e6:.0f} were expected: "
+        f"model {n_bytes / 1e6:.0f}, layer {layer / 1e6:.0f}, a factor {factor / 1e6:.0f} MB"
+    )
