@@ -102,7 +102,12 @@ def _add_quality(commands) -> None:
     add("--prompts", type=int, default=8, metavar="N", help="for tokens a round, 0: none; 8")
     add("--threads", type=int, default=2, metavar="N")
     add("--layers", action="store_true", help="error and loud channels of every layer too")
-    add("--out", type=Path, metavar="FILE", help="a table to store rows in; resumed when there")
+    add(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="a table to store rows in; models it names are not measured again",
+    )
 
 
 # ---- study -----------------------------------------------------------------------------------

@@ -170,7 +170,8 @@ class _Job:
             self.tell(f"layer {index + 1} of {self.shape.layers}")
 
     def _read(self, index: int) -> dict[str, Tensor]:
-        tensors = read_layer(self.source, index)
+        # opened anew: a mapped file's pages stay in memory as long as it is open
+        tensors = read_layer(Checkpoint(self.source.folder), index)
         if self.rotation is None:
             return tensors
         return rotate.rotate_values(

@@ -65,7 +65,7 @@ def gptq(
     order = torch.arange(C, device=weight.device)
     if act_order:
         order = hessian.diagonal().argsort(descending=True, stable=True)
-    U, _ = cholesky_of_inverse(hessian[order][:, order], damping, raise_damping, name)
+    U, _ = cholesky_of_inverse(hessian[order[:, None], order], damping, raise_damping, name)
     weight, row_scale = to_row_units(weight) if grid.two_levels else (weight, None)
     refit = None if act_order else scheme.group or C
     codes, scale, zero = _round_columns(weight, U, order, grid, scheme.group or C, refit)
@@ -111,31 +111,42 @@ def cholesky_of_inverse(
             f"{name}: the Hessian is not finite, because calibration inputs overflowed or were not "
             "numbers: no damping repairs that; calibrate in fp32 and look at the layers before"
         )
-    damped = hessian.to(torch.float64, copy=True)
-    diagonal = damped.diagonal()
+    diagonal = hessian.diagonal().double()
     dead = diagonal == 0
     mean = diagonal[~dead].mean() if not dead.all() else torch.ones_like(diagonal[0])
     live = torch.where(dead, mean, diagonal)
     for tried in _dampings(damping, raise_damping):
-        diagonal.copy_(live + tried * mean)
-        U = _upper_of_inverse(damped)
+        U = _upper_of_inverse(hessian, live + tried * mean)
         if U is not None:
-            return U.float(), tried
-    try_next = "" if raise_damping else "raise_damping=True, a larger damping or "
+            return U, tried
+    try_next = "" if raise_damping else "raise_damping=True (--raise-damping), a larger damping or "
     raise ValueError(
         f"{name}: the Hessian is not positive definite with damping {tried:g}: "
         f"pass {try_next}more calibration text"
     )
 
 
-def _upper_of_inverse(matrix: Tensor) -> Tensor | None:
-    """Upper U with U^T U the inverse; None where the matrix is not positive definite."""
+def _upper_of_inverse(hessian: Tensor, diagonal: Tensor) -> Tensor | None:
+    """Upper U with U^T U the inverse, in fp64; None where that is not positive definite.
+
+    Args:
+        hessian: fp32 [C, C].
+        diagonal: fp64 [C], in place of its own.
+
+    Returns:
+        fp32 [C, C].  At most three matrices of fp64 are in memory at once.
+    """
     # H = V V^T with V upper is the factor of H turned by 180 degrees, and U is V's inverse
-    lower, failed = torch.linalg.cholesky_ex(matrix.flip(0, 1))
+    turned = hessian.flip(0, 1).double()
+    turned.diagonal().copy_(diagonal.flip(0))
+    lower, failed = torch.linalg.cholesky_ex(turned)
+    del turned
     if failed:
         return None
-    identity = torch.eye(len(lower), dtype=lower.dtype, device=lower.device)
-    return torch.linalg.solve_triangular(lower, identity, upper=False).flip(0, 1)
+    inverse = torch.eye(len(lower), dtype=lower.dtype, device=lower.device)
+    torch.linalg.solve_triangular(lower, inverse, upper=False, out=inverse)
+    del lower
+    return inverse.float().flip(0, 1)
 
 
 def _dampings(first: float, rising: bool) -> Iterator[float]:

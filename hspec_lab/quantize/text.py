@@ -66,7 +66,8 @@ class Calibration:
                 f"the calibration text has {len(ids)} tokens, one sequence needs {length}: "
                 "give more text or a smaller length"
             )
-        starts = range(0, len(ids) - length + 1, length)
+        n_windows = len(ids) // length
+        n = min(n_windows, self.sequences)
         # spread over all the text when there is more than is asked for
-        step = max(1, len(starts) // self.sequences)
-        return [ids[start : start + length] for start in starts[::step]][: self.sequences]
+        starts = [i * n_windows // n * length for i in range(n)]
+        return [ids[start : start + length] for start in starts]

@@ -11,7 +11,7 @@ import pytest
 SIZES = {
     "hidden_size": 768,
     "intermediate_size": 2304,
-    "num_hidden_layers": 6,
+    "num_hidden_layers": 8,
     "num_attention_heads": 12,
     "num_key_value_heads": 12,
     "vocab_size": 64,
@@ -49,7 +49,7 @@ print(json.dumps([before, peak()]))
 
 
 @pytest.mark.slow
-def test_no_more_than_the_model_three_layers_and_one_factor_are_in_memory(tmp_path):
+def test_no_more_than_the_model_and_three_layers_are_in_memory(tmp_path):
     from small import small
 
     small(tmp_path / "wide", **(SIZES | {"head_dim": 64}))
@@ -63,10 +63,10 @@ def test_no_more_than_the_model_three_layers_and_one_factor_are_in_memory(tmp_pa
     )
     assert done.returncode == 0, done.stderr
     before, after = json.loads(done.stdout.splitlines()[-1])
-    # the factor of the widest unit's Hessian is made in fp64: seven matrices of its inputs at once
-    factor = 7 * 8 * SIZES["intermediate_size"] ** 2
-    took, limit = after - before, n_bytes + 3 * layer + factor
+    # a layer at a time is read; most of what is there are three fp64 matrices, the factor of
+    # the widest unit's Hessian, which do not grow with the number of layers
+    took, limit = after - before, n_bytes + 3 * layer
     assert took <= limit, (
         f"{took / 1e6:.0f} MB above {before / 1e6:.0f} MB, limit {limit / 1e6:.0f}: "
-        f"model {n_bytes / 1e6:.0f}, layer {layer / 1e6:.0f}, a factor {factor / 1e6:.0f} MB"
+        f"model {n_bytes / 1e6:.0f}, layer {layer / 1e6:.0f} MB"
     )
