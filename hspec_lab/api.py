@@ -9,10 +9,10 @@ from tqdm.auto import tqdm
 from hspec_lab import store
 from hspec_lab.config import Config, config_id, split_model
 from hspec_lab.experiment import Progress, environment, measure
+from hspec_lab.formats import Format
 from hspec_lab.lab import Run
 from hspec_lab.pipeline import levels
 from hspec_lab.quantize import make_missing
-from hspec_lab.scheme import Format
 
 # a stored run answers only where these agree with here and now
 SAME = ("device", "cpu", "threads", "torch", "weights")

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from hspec_lab.formats import ALGORITHMS
 from hspec_lab.options import read_prompts
-from hspec_lab.scheme import ALGORITHMS
 from hspec_lab.terminal import bar, command, say
 
 

@@ -17,7 +17,8 @@ import hashlib
 import json
 from dataclasses import dataclass
 
-from hspec_lab.scheme import Format, has_operator
+from hspec_lab.formats import Format
+from hspec_lab.scheme import has_operator
 
 # formats to choose from: those a CPU multiplies (see `quant`), those the project's kernels do (see
 # `quant.device`), and both; a CPU takes many more, see `scheme`

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 from hspec_lab import zoo
 from hspec_lab.config import Chain, Config, Drafting, Eagle2, Refine, check_format, split_model
 from hspec_lab.draft import Eagle2Drafter, RefineDrafter
+from hspec_lab.formats import Format
 from hspec_lab.model import Checkpoint, EagleHead, Transformer
 from hspec_lab.model.checkpoint import check_head, made_from, model_tensors
 from hspec_lab.model.eagle import check_head_fits
@@ -26,7 +27,6 @@ from hspec_lab.quant.device import check_device_format, check_device_shape
 from hspec_lab.runtime import DeviceChain, DeviceEagle2, DeviceLevel, DeviceRefine, Dice, Memory
 from hspec_lab.runtime.stage import bucket_of
 from hspec_lab.sample import SeededChoose
-from hspec_lab.scheme import Format
 from hspec_lab.text import check_same_vocabulary, load_tokenizer, n_entries
 from hspec_lab.trace import NO_RECORDER
 from hspec_lab.verify import Verifier

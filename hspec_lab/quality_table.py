@@ -19,13 +19,13 @@ import torch
 from hspec_lab import zoo
 from hspec_lab.config import Config, split_model
 from hspec_lab.experiment import conditions
+from hspec_lab.formats import Format
 from hspec_lab.layer_quality import UNITS, layer_errors, outlier_share
 from hspec_lab.model.checkpoint import made_from
 from hspec_lab.model.shape import read_object
 from hspec_lab.pipeline import Models, check, check_sources, folder_of, locate
 from hspec_lab.quality import Reference, mean_emitted, measure_quality, text_ids
 from hspec_lab.quantize import make_missing
-from hspec_lab.scheme import Format
 from hspec_lab.text import load_tokenizer
 
 COLUMNS = {

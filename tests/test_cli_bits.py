@@ -7,8 +7,8 @@ import pytest
 from test_demo import PROMPTS, make_zoo
 
 from hspec_lab import cli, quality_table, zoo
+from hspec_lab.formats import ALGORITHMS
 from hspec_lab.quantize import driver
-from hspec_lab.scheme import ALGORITHMS
 
 
 def letters(n: int, seed: int) -> str:

@@ -19,7 +19,7 @@ from hspec_lab.config import (
     from_dict,
     split_model,
 )
-from hspec_lab.scheme import ALGORITHMS, RECIPES, Format
+from hspec_lab.formats import ALGORITHMS, RECIPES, Format
 
 HIERARCHY = Config(
     target="zoo:target@w4a16-g128",

@@ -14,13 +14,13 @@ takes the guess back to the model's: `hspec_lab.quantize.rotate` makes both.
 import torch
 from torch import Tensor
 
+from hspec_lab.formats import Format
 from hspec_lab.kv import KVCache
 from hspec_lab.model.checkpoint import Checkpoint, basis_of, check_head
 from hspec_lab.model.layer import DecoderLayer, Rows
 from hspec_lab.model.shape import with_context
 from hspec_lab.model.transformer import Geometry, Transformer
 from hspec_lab.quant import make_linear
-from hspec_lab.scheme import Format
 
 
 def check_head_fits(head: Checkpoint, model: Checkpoint) -> None:

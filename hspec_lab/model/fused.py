@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hspec_lab.formats import Format
 from hspec_lab.kv import DeviceCache
 from hspec_lab.model.checkpoint import UNITS, Checkpoint, check_head, model_tensors
 from hspec_lab.model.eagle import check_head_fits
@@ -24,7 +25,6 @@ from hspec_lab.model.transformer import PREFILL_CHUNK, check_made
 from hspec_lab.quant.device import check_triton, make_device_linear
 from hspec_lab.quant.kv_bits import check_device_kv
 from hspec_lab.sample import check_finite
-from hspec_lab.scheme import Format
 from hspec_lab.tree import Tree, ancestor_bitsets, pack_bits
 
 

@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hspec_lab.formats import Format
 from hspec_lab.kv import KVCache
 from hspec_lab.model.checkpoint import UNITS, Checkpoint, layer_tensors
 from hspec_lab.quant import make_linear
 from hspec_lab.quant.forms import Form
-from hspec_lab.scheme import Format
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,8 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+from hspec_lab.formats import Format
 from hspec_lab.model.checkpoint import Checkpoint
-from hspec_lab.scheme import Format
 from hspec_lab.store import store_root
 
 # raised when algorithms give other weights than before

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hspec_lab.formats import Format
 from hspec_lab.kv import KVCache
 from hspec_lab.model.checkpoint import Checkpoint, model_tensors
 from hspec_lab.model.layer import DecoderLayer, Rows
@@ -21,7 +22,6 @@ from hspec_lab.quant import check_shape, make_linear
 from hspec_lab.quant.embedding import Embedding
 from hspec_lab.quant.kv_bits import rounding_of
 from hspec_lab.sample import check_finite
-from hspec_lab.scheme import Format
 from hspec_lab.tree import Tree, visible
 
 PREFILL_CHUNK = 512

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from hspec_lab.config import split_model
+from hspec_lab.formats import ALLOCATIONS, ROUNDERS, Format
 from hspec_lab.model import Checkpoint
 from hspec_lab.model.checkpoint import UNITS
 from hspec_lab.model.shelf import made_folder, stacks_folder
@@ -36,7 +37,7 @@ from hspec_lab.quantize.possible import BLOCKS, check_possible, rank_of
 from hspec_lab.quantize.svdquant import svdquant
 from hspec_lab.quantize.text import Calibration
 from hspec_lab.quantize.widths import widths_by_evolution, widths_by_score
-from hspec_lab.scheme import ALLOCATIONS, ROUNDERS, Format, Scheme
+from hspec_lab.scheme import Scheme
 from hspec_lab.text import load_tokenizer
 
 Progress = Callable[[int, int, str], None]
@@ -185,8 +186,9 @@ class _Job:
             name = f"model.layers.{index}.{unit}"
             weight = unit_weight(tensors, unit)
             scheme = replace(self.scheme, bits=widths.get(name, self.scheme.bits))
-            forms[unit] = self._rounder(name)(weight, inputs[unit], scheme)
-            errors[unit] = output_error(weight, forms[unit].dequantized(), inputs[unit].hessian)
+            seen = inputs.pop(unit)  # the widest of them is larger than many a layer
+            forms[unit] = self._rounder(name)(weight, seen, scheme)
+            errors[unit] = output_error(weight, forms[unit].dequantized(), seen.hessian)
         return tensors, forms, errors
 
     def _transformed(self, index: int, walk: Walk) -> tuple[dict[str, Tensor], dict[str, Inputs]]:

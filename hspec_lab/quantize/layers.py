@@ -7,6 +7,7 @@ are ever in memory beside what is stored.
 import torch
 from torch import Tensor
 
+from hspec_lab.formats import Format
 from hspec_lab.kv import KVCache
 from hspec_lab.model.checkpoint import UNITS, Checkpoint, layer_tensors
 from hspec_lab.model.layer import DecoderLayer
@@ -14,7 +15,6 @@ from hspec_lab.model.shape import ModelShape
 from hspec_lab.model.transformer import Geometry
 from hspec_lab.quant.forms import Form
 from hspec_lab.quantize.calibration import Inputs, InputSums
-from hspec_lab.scheme import Format
 
 _FP32 = Format.parse("fp32")
 _PREFIX = "layer"

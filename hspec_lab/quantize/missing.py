@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 
 from hspec_lab.config import Config, split_model
+from hspec_lab.formats import Format
 from hspec_lab.model import Checkpoint
 from hspec_lab.model.shelf import made_folder
 from hspec_lab.pipeline import check_sources, levels, locate
 from hspec_lab.quantize.driver import Progress, quantize
-from hspec_lab.scheme import Format
 
 
 def make_missing(what: Config | Sequence[str], progress: Progress | None = None) -> None:

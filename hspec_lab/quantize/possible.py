@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import torch
 
+from hspec_lab.formats import ALLOCATIONS, Format
 from hspec_lab.model import Checkpoint
 from hspec_lab.model.checkpoint import UNITS, layer_tensors, model_tensors
 from hspec_lab.model.shape import ModelShape
@@ -11,7 +12,6 @@ from hspec_lab.model.transformer import check_format as check_shapes
 from hspec_lab.quant.stack import Stack
 from hspec_lab.quantize.bitstack import cut_to
 from hspec_lab.quantize.widths import near_levels
-from hspec_lab.scheme import ALLOCATIONS, Format
 
 BLOCKS = 16
 

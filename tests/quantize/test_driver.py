@@ -6,10 +6,10 @@ from small import UNITS, change, distance, forms_of, listen, logits, marks, sett
 
 from hspec_lab.config import Config
 from hspec_lab.experiment import Session
+from hspec_lab.formats import ALGORITHMS, Format
 from hspec_lab.pipeline import Models
 from hspec_lab.quant.forms import rounded
 from hspec_lab.quantize import driver, quantize
-from hspec_lab.scheme import ALGORITHMS, Format
 
 # bits a weight of the four units, scales, zeros and branches included
 FORMATS = {

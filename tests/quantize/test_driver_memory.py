@@ -11,7 +11,7 @@ import pytest
 SIZES = {
     "hidden_size": 768,
     "intermediate_size": 2304,
-    "num_hidden_layers": 8,
+    "num_hidden_layers": 12,
     "num_attention_heads": 12,
     "num_key_value_heads": 12,
     "vocab_size": 64,

@@ -6,7 +6,8 @@ from itertools import product
 
 import pytest
 
-from hspec_lab.scheme import ALGORITHMS, FP32, RECIPES, Format, Scheme, has_operator, parse
+from hspec_lab.formats import ALGORITHMS, RECIPES, Format
+from hspec_lab.scheme import FP32, Scheme, has_operator, parse
 
 # more than is allowed, so that what a scheme accepts is found and not listed here
 FIELDS = {
@@ -140,6 +141,8 @@ CONTRADICTIONS = [
     ("w4+gptq+hqq", "one rounding at most, got gptq and hqq"),
     ("w4+awq+gptq", "one rounding at most, got awq and gptq"),
     ("w4+lim+zd", "one allocation at most, got lim and zd"),
+    ("w4+gptq+quarot", "transforms come first, rounding last: write +quarot+gptq"),
+    ("w3+gptq+evopress", "transforms come first, rounding last: write +evopress+gptq"),
     ("w4+gptq+gptq", "an algorithm is applied twice: gptq, gptq"),
     ("w4+awq+awqscale", "an algorithm is applied twice: awqscale, clip, awqscale"),
     ("w4+reference+reference", "reference is said twice"),
