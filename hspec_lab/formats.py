@@ -126,7 +126,7 @@ def _steps(name: str) -> tuple[str, ...]:
 
 
 def _turn(name: str) -> int:
-    """When an algorithm's work is done: a transform's first, an allocation's next, then rounding."""
+    """When an algorithm's work is done: transforms first, then allocations, then rounding."""
     kinds = (TRANSFORMS, ALLOCATIONS, ROUNDERS)
     return max(i for i, kind in enumerate(kinds) for step in _steps(name) if step in kind)
 

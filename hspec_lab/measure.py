@@ -22,6 +22,7 @@ from torch import Tensor
 
 from hspec_lab.config import MAX_TREE_SIZE, split_model
 from hspec_lab.experiment import Progress, conditions
+from hspec_lab.formats import Format
 from hspec_lab.model import Checkpoint, Transformer
 from hspec_lab.model.fused import FusedTransformer
 from hspec_lab.model.synthetic import SyntheticCheckpoint
@@ -88,6 +89,11 @@ def open_model(reference: str, context: int, device: str = "cpu", kernels: bool 
     """
     where, format = split_model(reference)
     if where.startswith("shape:"):
+        if Format.parse(format).is_made:
+            raise ValueError(
+                f"{reference}: made-up weights are rounded to nearest, no algorithm looks at them: "
+                f"take {Format.parse(format).scheme} alone"
+            )
         checkpoint = SyntheticCheckpoint(where.removeprefix("shape:"), context, device)
     else:
         checkpoint = Checkpoint(folder_of(reference))

@@ -11,6 +11,7 @@ seconds       what choosing the weights took when they were made; of round-to-ne
 import json
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -21,10 +22,18 @@ from hspec_lab.config import Config, split_model
 from hspec_lab.experiment import conditions
 from hspec_lab.formats import Format
 from hspec_lab.layer_quality import UNITS, layer_errors, outlier_share
+from hspec_lab.model import Checkpoint
 from hspec_lab.model.checkpoint import made_from
 from hspec_lab.model.shape import read_object
-from hspec_lab.pipeline import Models, check, check_sources, folder_of, locate
-from hspec_lab.quality import Reference, mean_emitted, measure_quality, text_ids
+from hspec_lab.pipeline import Models, check, check_sources, fingerprint, folder_of, locate
+from hspec_lab.quality import (
+    WINDOW,
+    Reference,
+    fixed_drafts,
+    mean_emitted,
+    measure_quality,
+    text_ids,
+)
 from hspec_lab.quantize import make_missing
 from hspec_lab.text import load_tokenizer
 
@@ -79,9 +88,13 @@ def measure_table(
     reference = reference or _unrounded(models[0])
     how = {"reference": reference, "windows": n_windows, "prompts": n_prompts, "threads": threads}
     rows = _begun(out, how)
-    todo = [model for model in dict.fromkeys(map(_canonical, models)) if model not in rows]
     torch.set_num_threads(threads)
     yardstick, texts = None, zoo.held_out("evaluation")
+    todo = []
+    for model in dict.fromkeys(map(_canonical, models)):
+        weights = fingerprint(Config(target=_source(model)))
+        if rows.get(model, {}).get("weights") != weights:
+            todo.append(model)
     for model in (*todo, reference):
         check_sources(_config(model, texts, n_prompts, threads))
     for done, model in enumerate(todo):
@@ -93,7 +106,8 @@ def measure_table(
         if yardstick is None:
             make_missing([reference], progress)
             yardstick = Reference(Models().transformer(reference, False, "cpu"))
-            windows = text_ids(load_tokenizer(folder_of(reference)), texts, n_windows=n_windows)
+            tokenizer, context = load_tokenizer(folder_of(reference)), yardstick.model.shape.context
+            windows = text_ids(tokenizer, texts, window=min(WINDOW, context), n_windows=n_windows)
         rows[model] = _row(model, config, yardstick, windows, n_prompts)
         if out:
             _write(out, how, rows)
@@ -103,8 +117,14 @@ def measure_table(
 
 def _unrounded(model: str) -> str:
     """A model's weights as they are in its files; of a quantized folder, those it was made from."""
-    folder = locate(where := split_model(model)[0])
-    return f"{made_from(folder) or where}@fp32"
+    where = split_model(model)[0]
+    return f"{made_from(locate(where)) or where}@fp32"
+
+
+def _source(model: str) -> str:
+    """The model's own folder, rounded by nothing: what a row depends on beside its format."""
+    where, format = split_model(model)
+    return f"{where}@{format}" if Checkpoint(locate(where)).format else f"{where}@fp32"
 
 
 def _canonical(model: str) -> str:
@@ -126,6 +146,7 @@ def _row(model: str, config: Config, yardstick: Reference, windows, n_prompts: i
     units = [linear for layer in transformer.layers for linear in layer.linears]
     n_weights = sum(linear.shape[0] * linear.shape[1] for linear in units)
     row = {"model": model, "scheme": split_model(model)[1]}
+    row["weights"] = fingerprint(Config(target=_source(model)))
     row |= {
         "bits": 8 * sum(linear.nbytes for linear in units) / n_weights,
         "megabytes": transformer.nbytes / 1e6,
@@ -136,7 +157,19 @@ def _row(model: str, config: Config, yardstick: Reference, windows, n_prompts: i
     row |= {
         name: getattr(found, name) for name in ("perplexity", "bits_per_byte", "kl", "agreement")
     }
-    return row | (mean_emitted(config, models=models) if n_prompts else {})
+    return row | (_emitted(config, models) if n_prompts else {})
+
+
+def _emitted(config: Config, models: Models) -> dict[str, float]:
+    """Tokens a round with each drafter that this model has."""
+    drafts = {}
+    for name, draft in fixed_drafts("zoo:intermediate@fp32").items():
+        try:
+            check(replace(config, draft=draft))
+        except ValueError:  # another vocabulary than the zoo's, or no head beside it
+            continue
+        drafts[name] = draft
+    return mean_emitted(config, drafts=drafts, models=models) if drafts else {}
 
 
 def _of_layers(model, yardstick: Reference, windows, format: Format) -> dict[str, float]:
@@ -153,6 +186,13 @@ def _begun(out: Path | None, how: dict) -> dict[str, dict]:
     found = read_object(out)
     if found.get("how") != how:
         raise ValueError(f"{out} was measured with {found.get('how')}, now it is {how}")
+    here = conditions("cpu", how["threads"])
+    for name in ("cpu", "torch"):
+        if found["conditions"].get(name) != here[name]:
+            raise ValueError(
+                f"{out} was measured with {name} {found['conditions'].get(name)!r}, now it is "
+                f"{here[name]!r}: give another file"
+            )
     return {row["model"]: row for row in found["rows"]}
 
 

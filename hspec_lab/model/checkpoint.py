@@ -198,9 +198,14 @@ class Checkpoint:
         return self._files[name].get_tensor(name) if name in self._files else None
 
     def fingerprint(self) -> str:
-        """Twelve hex digits that change when a weight file is written again."""
+        """Twelve hex digits that change when a weight file or the config is written again.
+
+        The folder counts too: times of files are alike where an archive was unpacked.
+        """
         facts = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in self._paths]
-        return hashlib.sha256(repr(facts).encode()).hexdigest()[:12]
+        config = (self.folder / "config.json").read_text(encoding="utf-8")
+        content = repr((str(self.folder.resolve()), facts, config))
+        return hashlib.sha256(content.encode()).hexdigest()[:12]
 
 
 def unit_of(name: str) -> str:

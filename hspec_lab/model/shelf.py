@@ -44,8 +44,7 @@ def stacks_folder(source: Checkpoint, transforms: tuple[str, ...], text: str = O
 
 
 def _named(source: Checkpoint, name: str, text: str) -> Path:
-    config = (source.folder / "config.json").read_text(encoding="utf-8")
-    key = json.dumps([source.fingerprint(), config, name, text, VERSION])
+    key = json.dumps([source.fingerprint(), name, text, VERSION])
     digest = hashlib.sha256(key.encode()).hexdigest()[:12]
     return shelf_root() / f"{source.folder.resolve().name}-{name}-{digest}"
 
