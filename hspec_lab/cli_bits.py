@@ -2,9 +2,23 @@
 
 from pathlib import Path
 
+from hspec_lab.config import split_model
 from hspec_lab.formats import ALGORITHMS
 from hspec_lab.options import read_prompts
 from hspec_lab.terminal import bar, command, say
+
+
+def _resumable(work):
+    """The command, interrupted with the word that it goes on."""
+
+    def run(options) -> int:
+        try:
+            return work(options)
+        except KeyboardInterrupt:
+            say("interrupted; the same command goes on where it was")
+            return 130
+
+    return run
 
 
 def add_bits(commands) -> None:
@@ -37,6 +51,9 @@ def _quantize(options) -> int:
                 progress=progress,
             )
         print(folder)
+        if options.calibration:
+            format = split_model(reference)[1]
+            say(f"{reference} stays what the zoo's text makes of it; this one is {folder}@{format}")
     return 0
 
 
@@ -55,7 +72,7 @@ def _calibration(options):
 
 def _add_quantize(commands) -> None:
     words = "Choose a model's weights by an algorithm; made once, then found by its name."
-    parser = command(commands, "quantize", _quantize, words)
+    parser = command(commands, "quantize", _resumable(_quantize), words)
     add = parser.add_argument
     add("model", nargs="*", metavar="REF", help="folder@scheme+algorithm..., w4a16-g128+gptq say")
     add("--list", action="store_true", help="name the algorithms")
@@ -136,7 +153,7 @@ def _add_study(commands) -> None:
     parser = commands.add_parser("study", help=words, description=words, allow_abbrev=False)
     studies = parser.add_subparsers(required=True, metavar="compat")
     compat = command(
-        studies, "compat", _study,
+        studies, "compat", _resumable(_study),
         "Formats x tree sizes x depths: cost of verification and drafting, tokens a round, speed.",
     )  # fmt: skip
     add = compat.add_argument

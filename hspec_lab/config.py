@@ -26,6 +26,8 @@ CPU_FORMATS = ("fp32", "w8a16", "w8a8", "w4a16-g128", "w4a16-g32")
 _DEVICE_ONLY = ("w16a16", "fp8", "w4a8-g128", "w3a16-g128", "w2a16-g64")
 DEVICE_FORMATS = CPU_FORMATS[1:] + _DEVICE_ONLY
 FORMATS = CPU_FORMATS + _DEVICE_ONLY
+# algorithms whose forms are not one scheme's: no kernel, and of the first no operator of a CPU's
+_OWN_FORMS = ("adadim", "svdquant", "finequant", "lim", "zd", "evopress")
 # what a menu offers on a CPU: the above, more schemes, and every algorithm at a scheme it suits
 MENU = CPU_FORMATS + (
     "w6a16-g128",
@@ -96,7 +98,11 @@ def check_format(name: str, device: str | None = None) -> str:
 def _problem_on_cpu(format: Format) -> str | None:
     """What no operator does, in words; none are needed where it is the weights as a whole."""
     scheme = format.scheme
-    if format.reference or (has_operator(scheme) and has_operator(scheme.output)):
+    if format.reference:
+        return None
+    if "adadim" in format.steps:
+        return " (adadim's groups along outputs)"
+    if has_operator(scheme) and has_operator(scheme.output):
         return None
     return f" (its output layer, {scheme.output})" if has_operator(scheme) else ""
 
@@ -108,6 +114,8 @@ def _problem_on_device(format: Format) -> str | None:
         return ""
     if str(scheme.output) not in DEVICE_FORMATS:
         return f" (its output layer, {scheme.output})"
+    if own := [step for step in format.steps if step in _OWN_FORMS]:
+        return f" ({', '.join(own)})"
     if scheme.kv not in (16, 8):
         return f" (keys and values of {scheme.kv} bits)"
     return " (its embedding)" if scheme.embedding < 16 else None

@@ -25,6 +25,7 @@ from hspec_lab.pipeline import (
     build,
     check,
     check_prompts,
+    check_sources,
     fingerprint,
     randomness,
     tokenizer_of,
@@ -116,12 +117,13 @@ class Session:
         record: bool = True,
         progress: Progress | None = None,
     ):
-        make_missing(config, progress)
-        check(config)
+        check_sources(config)
         self.config, self.prompts = config, prompts_of(config)
         self.tokenizer = tokenizer_of(config)
         self.prompt_ids = [self.tokenizer.encode(prompt).ids for prompt in self.prompts]
         check_prompts(config, self.prompt_ids)
+        make_missing(config, progress)
+        check(config)
         torch.set_num_threads(config.threads)
         clock = None if config.device == "cpu" else CudaClock()
         self.recorder = Recorder(clock) if record else NO_RECORDER

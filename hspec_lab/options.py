@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from hspec_lab.config import Chain, Config, Drafting, Eagle2, Refine, from_dict
+from hspec_lab.formats import Format
 
 # which options of `hspec run` a method listens to
 _DRAFTING = {
@@ -68,7 +69,9 @@ def _draft(given: dict, format: str) -> Drafting | None:
     chain, refine = ({}, {}) if n is None else ({"draft_len": n}, {"at_least": n})
     if "narrow" in given:
         refine["tree_size"] = given["narrow"]
-    intermediate = given.get("intermediate", f"zoo:intermediate@{format}")
+    # a stack's size is the target's own
+    stored = "fp32" if Format.parse(format).scheme.grid == "bitstack" else format
+    intermediate = given.get("intermediate", f"zoo:intermediate@{stored}")
     # all are made, so that a wrong value is told whichever method was asked for
     drafts = {"ar": None, "chain": Chain(intermediate, **chain), "eagle2": Eagle2(**tree)}
     drafts["hierspec"] = Refine(intermediate, drafts["eagle2"], **refine)

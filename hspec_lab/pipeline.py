@@ -16,7 +16,7 @@ from hspec_lab.config import Chain, Config, Drafting, Eagle2, Refine, check_form
 from hspec_lab.draft import Eagle2Drafter, RefineDrafter
 from hspec_lab.formats import Format
 from hspec_lab.model import Checkpoint, EagleHead, Transformer
-from hspec_lab.model.checkpoint import check_head, made_from, model_tensors
+from hspec_lab.model.checkpoint import basis_of, check_head, made_from, model_tensors
 from hspec_lab.model.eagle import check_head_fits
 from hspec_lab.model.fused import FusedHead, FusedTransformer
 from hspec_lab.model.shape import ROPE_SLACK, ModelShape
@@ -144,14 +144,10 @@ class Models:
 
 def check(config: Config) -> None:
     """Find what is wrong with a config before any weight is read; ValueError says what."""
-    if config.device != "cpu":
-        _check_device(config.device)
-    models = levels(config)
-    folders = [folder_of(model) for model in models]
-    for model, folder in zip(models, folders, strict=True):
-        _check_level(model, folder, config.device)
-    for folder in folders[1:]:
-        check_same_vocabulary(folders[0], folder)
+    check_sources(config)
+    for model in levels(config):
+        if (folder := folder_of(model)) != locate(split_model(model)[0]):
+            _check_level(model, folder, config.device)
     if (bottom := _bottom(config)) is not None:
         draft, model = bottom
         head = Checkpoint(head_of(draft, model)[0])
@@ -159,21 +155,40 @@ def check(config: Config) -> None:
         check_head_fits(head, Checkpoint(folder_of(model)))
         if config.device != "cpu":
             _check_kernels_head(draft, head.shape, model, config.device)
-    if config.device != "cpu":
-        _check_narrow_trees(config)
-    if reach(config.draft) > ROPE_SLACK:
-        raise ValueError(
-            f"the draft reaches {reach(config.draft)} tokens ahead, beyond the cache's "
-            f"{ROPE_SLACK} spare positions: lower draft_len, at_least or depth"
-        )
 
 
 def check_sources(config: Config) -> None:
     """As much of `check` as can be said before the config's quantized folders exist."""
     if config.device != "cpu":
         _check_device(config.device)
-    for model in levels(config):
-        _check_level(model, locate(split_model(model)[0]), config.device)
+        _check_narrow_trees(config)
+    folders = [locate(split_model(model)[0]) for model in levels(config)]
+    for model, folder in zip(levels(config), folders, strict=True):
+        _check_level(model, folder, config.device)
+    for folder in folders[1:]:
+        check_same_vocabulary(folders[0], folder)
+    if reach(config.draft) > ROPE_SLACK:
+        raise ValueError(
+            f"the draft reaches {reach(config.draft)} tokens ahead, beyond the cache's "
+            f"{ROPE_SLACK} spare positions: lower draft_len, at_least or depth"
+        )
+    if (bottom := _bottom(config)) is not None and bottom[0].head:
+        _check_named_head(*bottom)
+
+
+def _check_named_head(draft: Eagle2, model: str) -> None:
+    """A head that is there and fits its model's sizes; its basis too, where that is known."""
+    where, name = split_model(model)
+    head, source = Checkpoint(head_of(draft, model)[0]), Checkpoint(locate(where))
+    check_head(head)
+    rotates = Format.parse(name).rotates and source.format is None
+    if not rotates:
+        check_head_fits(head, source)
+    elif basis_of(head.folder) is None:
+        raise ValueError(
+            f"{head.folder}: this head is not rotated, but {model} is: leave the head out, or make "
+            f"it with `hspec quantize {model} --head {head.folder}`"
+        )
 
 
 def _check_level(model: str, folder: Path, device: str) -> None:
@@ -227,7 +242,8 @@ def _check_narrow_trees(config: Config) -> None:
 
 def check_prompts(config: Config, prompts: Sequence[list[int]]) -> None:
     """ValueError when a prompt, as token ids, is empty or does not fit a level's context."""
-    contexts = {m: Checkpoint(folder_of(m)).shape.context for m in levels(config)}
+    sources = {model: locate(split_model(model)[0]) for model in levels(config)}
+    contexts = {model: Checkpoint(folder).shape.context for model, folder in sources.items()}
     for n_tokens in map(len, prompts):
         if n_tokens == 0:
             raise ValueError("the prompt is empty; decoding needs at least one token")
@@ -410,4 +426,4 @@ class _DeviceBuilder:
 
 def tokenizer_of(config: Config) -> Tokenizer:
     """The tokenizer that all levels share."""
-    return load_tokenizer(folder_of(config.target))
+    return load_tokenizer(locate(split_model(config.target)[0]))

@@ -118,6 +118,10 @@ class Checkpoint:
         marks = _marks(self.folder)
         self.format: str | None = marks.get("format")
         self._forms: dict[str, dict] = marks.get("forms", {})
+        if not isinstance(self._forms, dict):
+            raise ValueError(
+                f"{self.folder}/config.json: forms must be an object, got {self._forms!r}"
+            )
         self._files, self._paths = {}, _weight_files(self.folder)
         for path in self._paths:
             try:
@@ -185,8 +189,8 @@ class Checkpoint:
         tensors = {name.removeprefix(prefix): self.tensor(name) for name in names}
         try:
             return from_file(known["kind"], tensors, tuple(known["shape"]))
-        except KeyError as error:
-            raise ValueError(f"{self.folder}: {unit} lacks {error}") from None
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{self.folder}: {unit} is damaged: {error}") from None
 
     def tensor(self, name: str) -> Tensor:
         """One tensor as stored; ValueError when it is missing."""

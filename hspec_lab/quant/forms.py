@@ -291,4 +291,25 @@ def from_file(kind: str, tensors: dict[str, Tensor], shape: tuple[int, int]) -> 
 
         return Stack.from_file(kind, tensors, shape)
     names = ("codes", "scale", "zero", "row_scale")
-    return Grouped(parse(kind), tuple(shape), *(tensors.get(name) for name in names))
+    form = Grouped(parse(kind), tuple(shape), *(tensors.get(name) for name in names))
+    if problem := _misfit(form):
+        raise ValueError(f"a form {kind!r} of {list(shape)} weights {problem}")
+    return form
+
+
+def _misfit(form: Grouped) -> str | None:
+    """What of a form's tensors cannot be, as a file may be damaged."""
+    (R, C), scheme = form.shape, form.scheme
+    width = sum(-(-C * bits // 8) for bits in _PLANES[scheme.bits])
+    if form.packed is None or form.scale is None:
+        return "lacks codes or scales"
+    if tuple(form.packed.shape) != (R, width):
+        return f"has codes of {list(form.packed.shape)} bytes, not {[R, width]}"
+    if form.scale.ndim != 2 or len(form.scale) != R or C % form.scale.shape[1]:
+        return f"has scales {list(form.scale.shape)}"
+    wanted = form.scale.shape if scheme.zero or scheme.two_levels else None
+    if (None if form.zero is None else form.zero.shape) != wanted:
+        return "has zeros that do not fit it"
+    if (form.row_scale is None) == scheme.two_levels:
+        return "has scales of rows that do not fit it"
+    return None

@@ -84,7 +84,12 @@ def quantize(
     folder = made_folder(source, format, calibration.name)
     if not folder.is_dir():
         with torch.inference_mode():
-            _Job(source, format, calibration, folder, raise_damping, progress).run()
+            job = _Job(source, format, calibration, folder, raise_damping, progress)
+            try:
+                job.run()
+            except OSError:
+                if not folder.is_dir():  # else another process was faster and took the files along
+                    raise
     if drafts is not None:
         write_rotated(drafts, source, folder)
     return folder

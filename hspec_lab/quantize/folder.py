@@ -14,7 +14,7 @@ import os
 import shutil
 from pathlib import Path
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -55,9 +55,12 @@ class LayerFiles:
             tensors = tensors | {f"{unit}/{key}": t for key, t in form.tensors().items()}
         tensors = {key: tensor.contiguous() for key, tensor in tensors.items()}
         path = self.path / f"{name}.safetensors"
-        half = path.with_suffix(".tmp")
-        save_file(tensors, half, metadata={"forms": json.dumps(kinds)})
-        os.replace(half, path)
+        half = path.with_suffix(f".{os.getpid()}.tmp")
+        try:
+            save_file(tensors, half, metadata={"forms": json.dumps(kinds)})
+            os.replace(half, path)
+        except SafetensorError as error:
+            raise OSError(f"{path}: cannot be written ({error})") from None
 
     def get(self, name: str) -> tuple[dict[str, Tensor], dict[str, Form]]:
         """What `put` wrote."""

@@ -29,5 +29,7 @@ def make_missing(what: Config | Sequence[str], progress: Progress | None = None)
         if not format.is_made or where.startswith("shape:"):
             continue
         source = Checkpoint(locate(where))
-        if source.format is None and not made_folder(source, format).is_dir():
+        missing = source.format is None and not made_folder(source, format).is_dir()
+        # a head that was trained on, or came later, is rotated anew beside a model that is there
+        if missing or (source.format is None and format.rotates):
             quantize(reference, progress=progress)

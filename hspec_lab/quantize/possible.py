@@ -12,6 +12,7 @@ from hspec_lab.model.transformer import check_format as check_shapes
 from hspec_lab.quant.stack import Stack
 from hspec_lab.quantize.bitstack import cut_to
 from hspec_lab.quantize.widths import near_levels
+from hspec_lab.text import load_tokenizer, n_entries
 
 BLOCKS = 16
 
@@ -30,10 +31,13 @@ def check_possible(source: Checkpoint, format: Format) -> None:
     shape, scheme = source.shape, format.scheme
     source.check(model_tensors(shape))
     check_shapes(shape, replace(format, reference=True))
+    n = n_entries(load_tokenizer(source.folder))
+    if n > shape.vocab:
+        raise ValueError(f"{source.folder}: the tokenizer has {n} entries, the model {shape.vocab}")
     if not ALLOCATIONS.keys().isdisjoint(format.steps):
         near_levels(scheme.bits)
     if scheme.grid == "bitstack":
-        _check_stacks(shape, format)
+        _check_stacks(source, format)
     for unit, (R, _) in unit_sizes(shape).items():
         if "adadim" in format.steps and R % scheme.group:
             raise ValueError(
@@ -54,7 +58,8 @@ def rank_of(R: int, C: int) -> int:
     return min(16, max(2, min(R, C) // 48))
 
 
-def _check_stacks(shape: ModelShape, format: Format) -> None:
+def _check_stacks(source: Checkpoint, format: Format) -> None:
+    shape = source.shape
     if "awqscale" in format.steps:
         raise ValueError(
             f"{format}: awqscale searches scales for a grid's groups, which a stack has not: "
@@ -65,7 +70,10 @@ def _check_stacks(shape: ModelShape, format: Format) -> None:
         for index in range(shape.layers)
         for unit, size in unit_sizes(shape).items()
     }
-    cut_to(stacks, [], format.scheme.megabytes * 1e6)
+    try:
+        cut_to(stacks, [], format.scheme.megabytes * 1e6)
+    except ValueError as problem:
+        raise ValueError(f"{source.folder.name}@{format}: {problem}") from None
 
 
 def _empty_stack(R: int, C: int) -> Stack:

@@ -30,7 +30,11 @@ class Controls(ipw.VBox):
             "target format", base.format, "how the target's weights are stored"
         )
         self.intermediate_format = _dropdown(
-            "intermediate format", split_model(intermediate)[1], "how the intermediate model's are"
+            "intermediate format",
+            split_model(intermediate)[1],
+            "how the intermediate model's are",
+            # a stack's size is the target's own
+            tuple(name for name in MENU if not name.startswith("bitstack")),
         )
         self.tree_size = _slider(
             "tree size", eagle.tree_size, 2, 64, "nodes of the tree, its root counted"
@@ -108,9 +112,9 @@ def _taken_apart(config: Config) -> tuple[str, str, Eagle2, int]:
     return config.method, intermediate, eagle, draft_len
 
 
-def _dropdown(name: str, value: str, tooltip: str) -> ipw.Dropdown:
+def _dropdown(name: str, value: str, tooltip: str, menu: tuple = MENU) -> ipw.Dropdown:
     return ipw.Dropdown(
-        options=MENU if value in MENU else (*MENU, value),
+        options=menu if value in menu else (*menu, value),
         value=value,
         description=name,
         tooltip=tooltip,
