@@ -310,6 +310,7 @@ def _misfit(form: Grouped) -> str | None:
     wanted = form.scale.shape if scheme.zero or scheme.two_levels else None
     if (None if form.zero is None else form.zero.shape) != wanted:
         return "has zeros that do not fit it"
-    if (form.row_scale is None) == scheme.two_levels:
+    rows = None if form.row_scale is None else tuple(form.row_scale.shape)
+    if rows != ((R,) if scheme.two_levels else None):
         return "has scales of rows that do not fit it"
     return None

@@ -101,6 +101,8 @@ class Unfinished(LayerFiles):
             marks: what goes under `hspec` beside the forms; `untied` removes the tie to the
                 embedding.
         """
+        for half in self.path.glob("*.tmp"):  # of a process that was stopped
+            half.unlink(missing_ok=True)
         weight_map, forms = {}, {}
         for path in sorted(self.path.glob("*.safetensors")):
             with safe_open(path, framework="pt") as file:
