@@ -23,10 +23,11 @@ from hspec_lab.decode import Round, decode
 from hspec_lab.pipeline import (
     Models,
     build,
-    check,
+    check_folders,
     check_prompts,
     check_sources,
     fingerprint,
+    levels,
     randomness,
     tokenizer_of,
 )
@@ -122,8 +123,8 @@ class Session:
         self.tokenizer = tokenizer_of(config)
         self.prompt_ids = [self.tokenizer.encode(prompt).ids for prompt in self.prompts]
         check_prompts(config, self.prompt_ids)
-        make_missing(config, progress)
-        check(config)
+        make_missing(levels(config), progress)
+        check_folders(config)
         torch.set_num_threads(config.threads)
         clock = None if config.device == "cpu" else CudaClock()
         self.recorder = Recorder(clock) if record else NO_RECORDER

@@ -145,6 +145,11 @@ class Models:
 def check(config: Config) -> None:
     """Find what is wrong with a config before any weight is read; ValueError says what."""
     check_sources(config)
+    check_folders(config)
+
+
+def check_folders(config: Config) -> None:
+    """The rest of `check`: what the folders that hold the config's formats say."""
     for model in levels(config):
         if (folder := folder_of(model)) != locate(split_model(model)[0]):
             _check_level(model, folder, config.device)

@@ -5,6 +5,9 @@ megabytes     of all matrices that a step reads, as stored
 perplexity, kl, agreement, bits_per_byte    see `quality`, on held-out modules that no
               calibration here looks at; kl and agreement against the reference
 chain, eagle2, hierspec                     tokens a round, greedy, on prompts from these modules
+outliers      share of loud input channels, mean over units, see `layer_quality`
+layer_error   squared error of a layer's own contribution, mean over layers; none of a rotated
+              model, whose residual stream is in another basis
 seconds       what choosing the weights took when they were made; of round-to-nearest, loading
 """
 
@@ -74,7 +77,8 @@ def measure_table(
         reference: what kl and agreement compare with; None: the first model's source at fp32.
         n_windows: of held-out text; all of those modules have fewer than 100.
         n_prompts: decoded with each drafter, at most as many as there are; 0: no drafters.
-        out: a JSON file of rows; those it holds are not measured again.
+        out: a JSON file of rows; those it holds, of weights that are still the same, are not
+            measured again.
         progress: called with models done, models in all and a few words.
 
     Raises:

@@ -189,6 +189,35 @@ def read_cost(folder: Path | str) -> tuple[dict, pd.DataFrame]:
     return head, table
 
 
+def replace_file(path: Path, write) -> None:
+    """Let `write(beside)` make a file beside its place, then put it there: whole or not at all."""
+    beside = path.with_name(f".unfinished-{path.name}")
+    write(beside)
+    os.replace(beside, path)
+
+
+def read_head_file(path: Path, schema: int, what: str) -> dict:
+    """A JSON object that says what a folder holds.
+
+    Args:
+        schema: the one this code knows.
+        what: the folder would hold, for errors: "study", ...
+
+    Raises:
+        ValueError: it is missing, damaged or of another schema.
+    """
+    try:
+        head = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path.parent} holds no {what}: no {path.name}") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is damaged or cut off: {error}") from None
+    found = head.get("schema") if isinstance(head, dict) else None
+    if found != schema:
+        raise ValueError(f"{path}: schema {found}, this code reads {schema}")
+    return head
+
+
 def store_root() -> Path:
     """Return where users' runs go: $HSPEC_STORE, else ./hspec_runs."""
     return Path(os.environ.get("HSPEC_STORE") or "hspec_runs")

@@ -23,7 +23,14 @@ import pandas as pd
 from hspec_lab import measure
 from hspec_lab.config import CPU_FORMATS, DEVICE_FORMATS, Config, Eagle2, split_model
 from hspec_lab.experiment import Progress, Session, conditions, prompts_of
-from hspec_lab.pipeline import Models, check, check_prompts, fingerprint, tokenizer_of
+from hspec_lab.pipeline import (
+    Models,
+    check,
+    check_prompts,
+    check_sources,
+    fingerprint,
+    tokenizer_of,
+)
 from hspec_lab.quantize import make_missing
 from hspec_lab.store import read_cost
 from hspec_lab.study_folder import CELL, CELLS, begin, write_cells
@@ -144,6 +151,9 @@ def run_compat(plan: Plan, folder: Path, progress: Progress | None = None) -> pd
             under other conditions.
     """
     folder, progress = Path(folder), progress or (lambda done, total, text: None)
+    largest = max(plan.cells, key=lambda cell: cell[::-1])
+    for model in plan.models:
+        check_sources(config_of(plan, model, *largest))
     make_missing(plan.models, progress)
     weights = {model: _checked(plan, model) for model in plan.models}
     cells = begin(folder, conditions(plan.device, plan.threads), asdict(plan), weights)

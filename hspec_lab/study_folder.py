@@ -9,11 +9,12 @@ Each file is replaced whole or not at all, so a study that was stopped goes on w
 """
 
 import json
-import os
 from pathlib import Path
 
 import pandas as pd
 from pyarrow import ArrowException
+
+from hspec_lab.store import read_head_file, replace_file
 
 SCHEMA_VERSION = 1
 # what must not change within a folder
@@ -76,7 +77,7 @@ def begin(folder: Path, found: dict, plan: dict, weights: dict[str, str]) -> pd.
     head["sessions"] = [*head.get("sessions", ()), session]
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(head, indent=2, allow_nan=False) + "\n"
-    _replace(folder / "study.json", lambda path: path.write_text(text, encoding="utf-8"))
+    replace_file(folder / "study.json", lambda path: path.write_text(text, encoding="utf-8"))
     return cells
 
 
@@ -92,22 +93,12 @@ def write_cells(folder: Path, cells: pd.DataFrame) -> None:
     """Replace the table; ValueError when a column is missing or foreign."""
     _check_columns("a study", cells)
     cells = cells.astype(CELLS)
-    _replace(folder / "cells.parquet", lambda path: cells.to_parquet(path, index=False))
+    replace_file(folder / "cells.parquet", lambda path: cells.to_parquet(path, index=False))
 
 
 def read_head(folder: Path) -> dict:
     """What `study.json` says; ValueError where it is missing, damaged or of another schema."""
-    path = Path(folder) / "study.json"
-    try:
-        head = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{folder} holds no study: no study.json") from None
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is damaged or cut off: {error}") from None
-    schema = head.get("schema") if isinstance(head, dict) else None
-    if schema != SCHEMA_VERSION:
-        raise ValueError(f"{path}: schema {schema}, this code reads {SCHEMA_VERSION}")
-    return head
+    return read_head_file(Path(folder) / "study.json", SCHEMA_VERSION, "study")
 
 
 def read_cells(folder: Path) -> pd.DataFrame:
@@ -130,9 +121,3 @@ def _no_cells() -> pd.DataFrame:
 def _check_columns(where: str, cells: pd.DataFrame) -> None:
     if list(cells.columns) != list(CELLS):
         raise ValueError(f"{where} has the columns {list(CELLS)}, got {list(cells.columns)}")
-
-
-def _replace(path: Path, write) -> None:
-    beside = path.with_name(f".unfinished-{path.name}")
-    write(beside)
-    os.replace(beside, path)

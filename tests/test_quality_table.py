@@ -10,7 +10,7 @@ from test_cli_bits import HELD_OUT, here, made  # noqa: F401
 from hspec_lab import quality_table, zoo
 from hspec_lab.pipeline import Models, folder_of
 from hspec_lab.quality import Reference, measure_quality, text_ids
-from hspec_lab.quality_table import COLUMNS, as_text, measure_table
+from hspec_lab.quality_table import COLUMNS, as_text, layers_text, measure_table
 from hspec_lab.quantize import quantize
 from hspec_lab.text import load_tokenizer
 
@@ -48,6 +48,17 @@ def test_a_row_says_what_the_model_is_and_what_it_lost(settled):
     # gptq costs nothing where it stands and is nearer than rounding
     assert 0 == table["kl"][2] < table["kl"][0] < table["kl"][1]
     assert told[0] == MODELS[0] and any("layer 2 of 2" in words for words in told)
+
+
+def test_layers_have_their_errors_and_loud_channels_by_unit():
+    shown = layers_text([MODELS[1], MODELS[2]])
+    rounded, plain = shown.split("\n\n")
+    assert rounded.startswith(MODELS[1]) and plain.startswith(MODELS[2])
+    for unit in ("qkv", "o", "gate_up", "down"):
+        assert f"loud {unit}" in rounded
+    errors = [float(line.split()[1]) for line in rounded.splitlines()[3:]]
+    assert len(errors) == 2 and min(errors) > 0
+    assert all(float(line.split()[1]) == 0 for line in plain.splitlines()[3:])
 
 
 def test_no_drafter_is_asked_where_no_prompt_is_wanted():

@@ -21,15 +21,21 @@ def make_missing(what: Config | Sequence[str], progress: Progress | None = None)
         ValueError: what `quantize` says; of a config also, before anything is made, what is wrong
             with its models.
     """
-    if isinstance(what, Config):
+    references = levels(what) if isinstance(what, Config) else what
+    todo = [reference for reference in references if _is_to_make(reference)]
+    if todo and isinstance(what, Config):
         check_sources(what)
-    for reference in levels(what) if isinstance(what, Config) else what:
-        where, name = split_model(reference)
-        format = Format.parse(name)
-        if not format.is_made or where.startswith("shape:"):
-            continue
-        source = Checkpoint(locate(where))
-        missing = source.format is None and not made_folder(source, format).is_dir()
-        # a head that was trained on, or came later, is rotated anew beside a model that is there
-        if missing or (source.format is None and format.rotates):
-            quantize(reference, progress=progress)
+    for reference in todo:
+        quantize(reference, progress=progress)
+
+
+def _is_to_make(reference: str) -> bool:
+    where, name = split_model(reference)
+    format = Format.parse(name)
+    if not format.is_made or where.startswith("shape:"):
+        return False
+    source = Checkpoint(locate(where))
+    if source.format is not None:  # a quantized folder was named itself
+        return False
+    # a head that was trained on, or came later, is rotated anew beside a model that is there
+    return format.rotates or not made_folder(source, format).is_dir()

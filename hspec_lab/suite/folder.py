@@ -4,11 +4,12 @@ Each file is replaced whole or not at all.
 """
 
 import json
-import os
 from pathlib import Path
 
 import pandas as pd
 from pyarrow import ArrowException
+
+from hspec_lab.store import read_head_file, replace_file
 
 SCHEMA_VERSION = 1
 # what must not change within a folder
@@ -48,22 +49,12 @@ def begin(folder: Path, found: dict) -> dict:
 def write_head(folder: Path, head: dict) -> None:
     """Replace `suite.json`."""
     text = json.dumps(head, indent=2, allow_nan=False) + "\n"
-    _replace(folder / "suite.json", lambda path: path.write_text(text, encoding="utf-8"))
+    replace_file(folder / "suite.json", lambda path: path.write_text(text, encoding="utf-8"))
 
 
 def read_head(folder: Path) -> dict:
     """What `suite.json` says; ValueError where it is missing, damaged or of another schema."""
-    path = Path(folder) / "suite.json"
-    try:
-        head = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{folder} holds no measured suite: no suite.json") from None
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is damaged or cut off: {error}") from None
-    schema = head.get("schema") if isinstance(head, dict) else None
-    if schema != SCHEMA_VERSION:
-        raise ValueError(f"{path}: schema {schema}, this code reads {SCHEMA_VERSION}")
-    return head
+    return read_head_file(Path(folder) / "suite.json", SCHEMA_VERSION, "measured suite")
 
 
 def read_table(folder: Path, name: str) -> pd.DataFrame | None:
@@ -80,10 +71,4 @@ def read_table(folder: Path, name: str) -> pd.DataFrame | None:
 def write_table(folder: Path, name: str, table: pd.DataFrame) -> None:
     """Replace a part's table."""
     path = Path(folder) / f"{name}.parquet"
-    _replace(path, lambda path: table.to_parquet(path, index=False))
-
-
-def _replace(path: Path, write) -> None:
-    beside = path.with_name(f".unfinished-{path.name}")
-    write(beside)
-    os.replace(beside, path)
+    replace_file(path, lambda path: table.to_parquet(path, index=False))
