@@ -99,9 +99,7 @@ class Eagle2Drafter:
     def propose(self) -> Proposal:
         n_rows = len(self._tokens) + 1
         with self.recorder.span("draft", self.level, n_rows, self.cache.kv_len):
-            if self._tokens:
-                self._ingest()
-            return self._grow()
+            return self._rerank(*self.grow())
 
     def _ingest(self) -> None:
         """Run the head over what it was told, with the model's true features."""
@@ -116,20 +114,30 @@ class Eagle2Drafter:
         self._root = guessed[-1:]
         self._tokens, self._features = [], []
 
-    def _top_k(self, guessed: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    def _top_k(self, guessed: Tensor, k: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         logits = self.head.model.lm_head(guessed)[:, : self.head.model.n_known]
         # rounding can lift a log-probability above 0, and a child above its parent with it
         log_p = torch.log_softmax(logits.float(), dim=-1).clamp_(max=0)
-        return stable_top_k(log_p, self.top_k)
+        return stable_top_k(log_p, k or self.top_k)
 
-    def _grow(self) -> Proposal:
-        """Expand level by level, then keep the best `tree_size - 1` nodes."""
+    def grow(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Ingest what was told, then expand level by level.
+
+        A smaller depth sees the same nodes, as far as it goes: top_k of the first level, top_k^2
+        of each further one.
+
+        Returns:
+            of every node ever scored, level by level: tokens int64, cumulative log-probabilities
+            fp32, and the number of its parent, -1 for the root.
+        """
+        if self._tokens:
+            self._ingest()
         device, base = self.head.model.device, self.cache.kv_len
         values, ids = self._top_k(self._root)
         k = values.shape[1]
-        # history: every node ever scored, level by level; parents are history indices, -1 the root
+        # parents and frontier are history indices, -1 the root
         tokens, scores, parents = [ids[0]], [values[0]], [np.full(k, -1)]
-        frontier = np.arange(k)  # history indices
+        frontier = np.arange(k)
         features = self._root.expand(k, -1)
         # rows of earlier levels that each frontier node descends from
         seen = np.zeros((k, 0), dtype=bool)
@@ -155,9 +163,37 @@ class Eagle2Drafter:
                 seen = seen[came_from]
                 features = guessed[torch.from_numpy(came_from).to(device)]
             n_history += k * k
-        return self._rerank(np.concatenate(tokens), np.concatenate(scores), np.concatenate(parents))
+        return np.concatenate(tokens), np.concatenate(scores), np.concatenate(parents)
+
+    def places(self, tokens: list[int], n: int) -> list[int]:
+        """Where each token of a path stands among its parent's `n` most probable children.
+
+        To be called behind `grow`, whose rows it overwrites.
+
+        Args:
+            tokens: a path below the pending token.
+
+        Returns:
+            as many places, 0 the most probable; -1 behind the n-th, and from there on.
+        """
+        device, base = self.head.model.device, self.cache.kv_len
+        guessed, found = self._root, []
+        for level, token in enumerate(tokens):
+            if level:
+                seen = torch.ones(1, level, dtype=torch.bool)
+                rows = self.head.geometry.tree_rows(
+                    base, seen, [level - 1], hidden_before=level - 1
+                )
+                ids_in = torch.tensor([tokens[level - 1]], device=device)
+                guessed = self.head.forward(ids_in, guessed, self.cache, rows)
+            here = np.flatnonzero(self._top_k(guessed, n)[1][0] == token)
+            if not len(here):
+                return found + [-1] * (len(tokens) - level)
+            found.append(int(here[0]))
+        return found
 
     def _rerank(self, tokens: np.ndarray, scores: np.ndarray, parents: np.ndarray) -> Proposal:
+        """Keep the best `tree_size - 1` nodes."""
         kept = np.sort(best_first(scores, self.tree_size - 1))
         number = {-1: 0} | {int(history): node for node, history in enumerate(kept, 1)}
         tree_parents, depths = [-1], [0]

@@ -124,13 +124,13 @@ def drafted_by_the_cpu(rows, root_token, tree_size):
     drafter = Eagle2Drafter.__new__(Eagle2Drafter)
     drafter.tree_size, drafter.depth, drafter.top_k, drafter.level = tree_size, depth, k, ""
     drafter.cache, drafter._root = SimpleNamespace(kv_len=0), torch.zeros(1, 1, dtype=torch.long)
-    drafter._last, drafter._top_k = root_token, top_k
+    drafter._last, drafter._top_k, drafter._tokens = root_token, top_k, []
     drafter.head = SimpleNamespace(
         model=SimpleNamespace(device="cpu"),
         geometry=SimpleNamespace(tree_rows=tree_rows),
         forward=forward,
     )
-    return drafter._grow().tree, handed
+    return drafter._rerank(*drafter.grow()).tree, handed
 
 
 def unpacked(words, n_bits):
