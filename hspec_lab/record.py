@@ -187,7 +187,7 @@ class _Recorder:
         """Both tables of one prompt."""
         self.choose.begin(index)
         total = n_prompts * config.max_new_tokens
-        tell = _Teller(progress, index * config.max_new_tokens, total, said)
+        tell = _Teller(progress, index, config.max_new_tokens, total, said)
         tokens, gaps, p_target = self._write_text(ids)
         ends = [place for place, token in enumerate(tokens) if token in self.eos_ids]
         n_positions = min([config.max_new_tokens, *(place + 1 for place in ends)])
@@ -356,12 +356,15 @@ def ranks_of(
 
 
 class _Teller:
-    def __init__(self, progress: Progress | None, done: int, total: int, words: str):
-        self.progress, self.done, self.total, self.words = progress, done, total, words
+    """Tells positions done, those behind the end of a text not counted."""
+
+    def __init__(self, progress: Progress | None, index: int, n: int, total: int, words: str):
+        self.progress, self.n, self.total, self.words = progress, n, total, words
+        self.done = index * n
 
     def __call__(self, position: int) -> None:
         if self.progress and position % 8 == 0:
-            self.progress(min(self.done + position, self.total), self.total, self.words)
+            self.progress(self.done + min(position, self.n), self.total, self.words)
 
 
 def _empty(columns: dict[str, str]) -> pd.DataFrame:

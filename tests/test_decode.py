@@ -6,8 +6,8 @@ from unittest.mock import patch
 import pytest
 import torch
 from test_accept import distribution_of
-from tiny import make_head, make_model
-from tokenizers import Regex, Tokenizer, pre_tokenizers
+from tiny import make_head, make_model, make_zoo, spell
+from tokenizers import Tokenizer
 
 from hspec_lab.config import CPU_FORMATS, Chain, Config, Eagle2, Refine
 from hspec_lab.decode import decode
@@ -20,27 +20,10 @@ from hspec_lab.trace import Recorder
 PROMPTS = ("012345678", "ABCDE<=>?@", "Q", "LLLLLLLL")
 
 
-def spell(folder):
-    """Let the tokenizer take one character for one token."""
-    path = str(folder / "tokenizer.json")
-    tokenizer = Tokenizer.from_file(path)
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
-    tokenizer.save(path)
-    return folder
-
-
 @pytest.fixture(scope="module")
 def zoo(tmp_path_factory):
     """Target, two smaller models and heads; random, and alike enough to agree now and then."""
-    root = tmp_path_factory.mktemp("zoo")
-    sizes = {"hidden_size": 128, "intermediate_size": 128, "vocab_size": 32}
-    target = spell(make_model(root / "target", scale=0.05, **sizes))
-    # the same seed and one layer less: the same embedding, so the same next token quite often
-    middle = spell(make_model(root / "middle", scale=0.05, num_hidden_layers=1, **sizes))
-    small = spell(make_model(root / "small", scale=0.05, seed=9, num_hidden_layers=1, **sizes))
-    for model in (target, middle, small):
-        make_head(root / f"{model.name}-eagle2", model, scale=0.1)
-    return root
+    return make_zoo(tmp_path_factory.mktemp("zoo"))
 
 
 def drafts(root):

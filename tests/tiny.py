@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, models
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 BASE = {
     "architectures": ["LlamaForCausalLM"],
@@ -103,6 +103,27 @@ def make_head(folder: Path, model: Path, seed: int = 1, scale: float = 0.3) -> P
     del layer["input_layernorm.weight"]
     tensors = {f"layers.0.{name}": tensor for name, tensor in layer.items()}
     return _write(folder, config, tensors | {"fc.weight": random(h, 2 * h)})
+
+
+def make_zoo(root: Path) -> Path:
+    """Target, two smaller models and heads; random, and alike enough to agree now and then."""
+    sizes = {"hidden_size": 128, "intermediate_size": 128, "vocab_size": 32}
+    target = spell(make_model(root / "target", scale=0.05, **sizes))
+    # the same seed and one layer less: the same embedding, so the same next token quite often
+    middle = spell(make_model(root / "middle", scale=0.05, num_hidden_layers=1, **sizes))
+    small = spell(make_model(root / "small", scale=0.05, seed=9, num_hidden_layers=1, **sizes))
+    for model in (target, middle, small):
+        make_head(root / f"{model.name}-eagle2", model, scale=0.1)
+    return root
+
+
+def spell(folder):
+    """Let the tokenizer take one character for one token."""
+    path = str(folder / "tokenizer.json")
+    tokenizer = Tokenizer.from_file(path)
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    tokenizer.save(path)
+    return folder
 
 
 def layer_tensors(random, gain, h: int, inner: int, q_out: int, kv_out: int) -> dict:
