@@ -105,11 +105,10 @@ class Walk:
         self.truth = np.where(on_text, text[np.minimum(behind, len(text) - 1)], -1)
         numbers = np.arange(len(states))
         misses = np.where(on_text & (self.token != self.truth), numbers, _NEVER)
-        # the next miss at or behind each state, found from the back; prompts do not mix, as the
-        # branches of one lie between its text and the next prompt's
+        # the next miss at or behind each state, found from the back
         self.miss = np.minimum.accumulate(misses[::-1])[::-1]
-        last_on_text = np.flatnonzero(on_text & ~np.append(on_text[1:], False))
-        end = last_on_text[np.minimum(np.searchsorted(last_on_text, numbers), len(self.first) - 1)]
+        n_on_text = np.bincount(prompt[on_text], minlength=len(prompts))
+        end = (self.first + n_on_text - 1)[prompt]
         self.miss = np.where(on_text & (self.miss <= end), self.miss, _NEVER)
         branches = np.flatnonzero(branch == 1)
         self.shift = np.zeros(len(states), dtype=np.int64)
@@ -165,6 +164,8 @@ def check_covered(trace: Trace, draft: Drafting | None) -> None:
     theirs = "sample" if isinstance(recorded, Chain) else recorded.sampling
     if heat and sampling != theirs:
         raise ValueError(f"{wanted}at temperature {heat:g} the levels' sampling must be the same")
+    if heat and isinstance(draft, Refine) and draft.tree_size and sampling == "sample":
+        raise ValueError(f"{wanted}second choices are not drawn; record with sampling='greedy'")
 
 
 def _levels(draft: Drafting) -> list[tuple[str, str]]:
@@ -193,6 +194,8 @@ def replay(
         ValueError: the trace does not cover the drafter, or holds nothing.
     """
     check_covered(trace, draft)
+    if max_new_tokens is not None and max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens must be >= 1, got {max_new_tokens}")
     if trace.n_counted == 0:
         raise ValueError(f"{trace.name} holds no positions: record it first")
     rounds, walk = _Rounds(trace, draft), trace_walk(trace)
@@ -219,6 +222,7 @@ class _Rounds:
         walk = trace_walk(trace)
         # lists: the walk takes them entry by entry, where arrays are slow
         self.miss, self.shift = walk.miss.tolist(), walk.shift.tolist()
+        self.margin = walk.margin.tolist()
         self.walk, self.draft, self.kept = walk, draft, []
         head = head_draft(draft)
         if head is not None:
@@ -276,7 +280,7 @@ class _Rounds:
     def _rivals(self, state: int, n_drafted: int) -> list[int]:
         """Places in the draft whose second choice fills a narrow tree's spare rows."""
         spare = max(0, self.draft.tree_size - n_drafted - 1)
-        margins = [self.walk.margin[self._after(state, i)] for i in range(n_drafted)]
+        margins = [self.margin[self._after(state, i)] for i in range(n_drafted)]
         return sorted(range(n_drafted), key=margins.__getitem__)[:spare]
 
     def _rival_is_right(self, state: int) -> bool:

@@ -34,7 +34,10 @@ class StageCosts:
         plain_us: a plain step of the target (ar), all of it, measured beside the rest: the unit in
             which times are compared.
         spread: relative standard error of each array's times, by attribute name.
-        tree_us: float64 [N + 1], what a draft of n kept nodes costs more than one of one.
+        tokenizer: a hash of the tokenizer that all levels share; empty where nothing was decoded.
+        tree_us: float64 [N + 1], what a draft of n kept nodes costs more than one of one;
+            None: nothing.
+        note: the conditions, as figures say them.
         warnings: what a figure made with this must say.
     """
 
@@ -57,6 +60,7 @@ class StageCosts:
     gap_us: float = 0.0
     gap_intermediate_us: float = 0.0
     spread: dict[str, float] = field(default_factory=dict)
+    tokenizer: str = ""
     note: str = ""
     warnings: tuple[str, ...] = ()
 
