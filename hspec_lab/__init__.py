@@ -12,6 +12,7 @@ _HOME = {
     "Chain": "config",
     "Eagle2": "config",
     "Refine": "config",
+    "Static": "config",
     "run": "api",
     "decode": "decode",
     "Run": "lab",

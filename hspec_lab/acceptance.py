@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from hspec_lab.acceptance_folder import Trace
-from hspec_lab.config import Chain, Drafting, Eagle2, Refine, split_model
+from hspec_lab.config import Chain, Drafting, Eagle2, Refine, Static, split_model
 
 # behind every state: a verifying model that never disagrees with the target
 _NEVER = np.iinfo(np.int32).max // 2
@@ -138,6 +138,8 @@ def check_covered(trace: Trace, draft: Drafting | None) -> None:
     recorded = trace.draft
     if draft is None:
         return
+    if isinstance(draft, Static):
+        raise ValueError(f"{draft!r} is replayed by static_trees.replay_static")
     wanted = f"{trace.name} was recorded for {recorded!r}, asked for {draft!r}: "
     head, theirs = head_draft(draft), trace.eagle
     if head is not None:

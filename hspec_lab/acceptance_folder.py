@@ -21,6 +21,7 @@ that token among its parent's children, most probable first, if all above it are
 import json
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -190,6 +191,12 @@ def read_trace(folder: Path | str) -> Trace:
         _check_columns(path, table, wanted)
         tables.append(table)
     return Trace(folder.resolve().name, head, *tables)
+
+
+def shipped_traces() -> list[Trace]:
+    """The traces that ship with the zoo, by name."""
+    root = Path(str(resources.files("hspec_profiles") / "acceptance" / "zoo"))
+    return [read_trace(path.parent) for path in sorted(root.glob("*/trace.json"))]
 
 
 def _depth_of(head: dict) -> int:

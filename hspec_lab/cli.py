@@ -6,6 +6,10 @@
     hspec report    one stored run as a page
     hspec export    one stored run for another tool
     hspec measure   cost curves: the time of a pass over n tokens, for every n
+    hspec record    what a drafter proposes at every position of a text, for replay
+    hspec predict   one setting: replayed acceptance times cost, here or on another device
+    hspec best      the fastest setting of all that were recorded, confirmed by real runs
+    hspec devices   whose roofline is known
     hspec quantize  choose a model's weights by an algorithm: gptq, awq, quarot, evopress, ...
     hspec quality   perplexity, divergence and tokens a round of quantized models
     hspec study     quantization and speculation together: a grid, measured
@@ -24,6 +28,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from hspec_lab.cli_bits import add_bits
+from hspec_lab.cli_predict import add_predict
 from hspec_lab.config import CPU_FORMATS
 from hspec_lab.options import config_of
 from hspec_lab.terminal import bar, command, say
@@ -175,6 +180,8 @@ def _report(options) -> int:
 def _measure(options) -> int:
     if options.suite:
         return _measure_suite(options)
+    if options.in_rounds:
+        return _measure_rounds(options)
     from hspec_lab.cost import as_text
     from hspec_lab.measure import Plan, measure_costs
     from hspec_lab.store import read_cost
@@ -185,12 +192,36 @@ def _measure(options) -> int:
         models=(*options.model, *shapes),
         contexts=tuple(options.contexts),
         rows=_whole_numbers(options.rows),
+        cold=options.cold,
         **{name: value for name, value in named.items() if value is not None},
     )
     with bar("turn") as progress:
         measure_costs(plan, options.out, progress)
     print(as_text(*read_cost(options.out)))
     print(f"\n{options.out / 'cost.parquet'}")
+    return 0
+
+
+def _measure_rounds(options) -> int:
+    if options.shape:
+        raise ValueError("--in-rounds decodes: made-up weights have no text, leave out --shape")
+    from hspec_lab.config import Chain, Eagle2, Refine
+    from hspec_lab.measure_rounds import RoundsPlan, measure_rounds
+
+    head = Eagle2(64, 8, options.top_k)
+    below = options.intermediate
+    drafts = (head, *((Chain(below, 12), Refine(below, head, 12)) if below else ()))
+    named = {"threads": options.threads, "device": options.device}
+    plan = RoundsPlan(
+        targets=tuple(options.model),
+        drafts=drafts,
+        seconds=options.seconds,
+        **{name: value for name, value in named.items() if value is not None},
+    )
+    with bar("s") as progress:
+        table = measure_rounds(plan, options.out, progress)
+    n_rounds = int((table["phase"] == "round").sum())
+    print(f"{options.out / 'stages.parquet'}: {n_rounds} rounds")
     return 0
 
 
@@ -281,6 +312,7 @@ def _parser() -> _Parser:
     _add_run(commands)
     _add_stored(commands)
     _add_measure(commands)
+    add_predict(commands)
     add_bits(commands)
     _add_zoo(commands)
     return parser
@@ -353,7 +385,14 @@ def _add_measure(commands) -> None:
         help="a real model's sizes, made-up weights: llama-3-8b, ..., or a folder")  # fmt: skip
     add("--schemes", nargs="+", default=["w4a16-g128"], metavar="FORMAT", help="of the shapes")
     add("--contexts", nargs="+", type=int, default=[512], metavar="N", help="tokens stored; 512")
-    add("--rows", default="1-64", metavar="N,N-N", help="tokens of a pass; 1-64")
+    add("--rows", default="1-128", metavar="N,N-N", help="tokens of a pass; 1-128")
+    add("--cold", action="store_true", help="weights and cache out of the processor's caches")
+    add("--in-rounds", action="store_true",
+        help="instead: every stage of real rounds, sizes drawn anew before each")  # fmt: skip
+    add("--intermediate", metavar="REF", help="in rounds: of chains and hierarchies, too")
+    add("--top-k", type=int, default=8, metavar="N", help="in rounds: of the draft head; 8")
+    add("--seconds", type=float, default=60.0, metavar="N",
+        help="in rounds: per target and drafter; 60")  # fmt: skip
     add("--repeats", type=int, metavar="N", help="15")
     add("--threads", type=int, metavar="N", help="2")
     add("--device", metavar="DEVICE", help="cpu; of the suite cuda")

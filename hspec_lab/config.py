@@ -7,9 +7,10 @@
 
 A model is written `where@format`: a folder or `zoo:name`, and how its weights are stored (see
 `scheme`).
-A drafter is one of three values, and they nest: `Eagle2` (a draft head on the model it drafts
-for), `Refine` (a smaller model turns another drafter's tree into a sequence of its own) and
-`Chain` (a smaller model drafts a sequence by itself).  A value's `repr` is the code that makes it.
+A drafter is one of four values, and they nest: `Eagle2` (a draft head on the model it drafts
+for), `Static` (the same head, the same tree in every round), `Refine` (a smaller model turns
+another drafter's tree into a sequence of its own) and `Chain` (a smaller model drafts a sequence
+by itself).  A value's `repr` is the code that makes it.
 """
 
 import dataclasses
@@ -168,6 +169,78 @@ class Eagle2:
 
 
 @dataclass(frozen=True, slots=True)
+class Static:
+    """An EAGLE-2 head that fills one given tree in every round.
+
+    Node i hangs below node `parents[i]` and holds the token that the head finds most probable
+    there (place 0), second (1), ...: `places[i]`.  Node 0 is the root, -1 in both.
+    """
+
+    parents: tuple[int, ...]
+    places: tuple[int, ...]
+    head: str | None = None  # as `Eagle2.head`
+
+    def __post_init__(self):
+        for name in ("parents", "places"):
+            value = getattr(self, name)
+            if not isinstance(value, tuple | list) or not all(type(x) is int for x in value):
+                raise ValueError(f"Static: {name} must be a tuple of int, got {value!r}")
+            object.__setattr__(self, name, tuple(value))
+        _check_nodes(self.parents, self.places)
+        if self.head is not None:
+            _check_head_format(split_model(self.head)[1])
+
+    @property
+    def tree_size(self) -> int:
+        """Nodes, the root included."""
+        return len(self.parents)
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """Levels below the root, by node."""
+        return node_depths(self.parents)
+
+    @property
+    def depth(self) -> int:
+        """Levels below the root."""
+        return max(self.depths)
+
+    @property
+    def top_k(self) -> int:
+        """Children of one node to look at."""
+        return max(1, max(self.places) + 1)
+
+
+def node_depths(parents: tuple[int, ...]) -> tuple[int, ...]:
+    """Levels below the root of each node of a tree, parents first."""
+    depths = [0]
+    for parent in parents[1:]:
+        depths.append(depths[parent] + 1)
+    return tuple(depths)
+
+
+def _check_nodes(parents: tuple[int, ...], places: tuple[int, ...]) -> None:
+    """ValueError when a static tree's nodes are no tree, or two siblings share a place."""
+    if len(parents) != len(places) or (parents[:1], places[:1]) != ((-1,), (-1,)):
+        raise ValueError(
+            "Static: parents and places are equally long and begin with -1, the root's, got "
+            f"{len(parents)} and {len(places)}: {parents[:4]} and {places[:4]}"
+        )
+    _at_least_one("Static", "tree_size", len(parents), MAX_TREE_SIZE)
+    taken = set()
+    for node, (parent, place) in enumerate(zip(parents[1:], places[1:], strict=True), 1):
+        if not 0 <= parent < node:
+            raise ValueError(f"Static: node {node} must come after its parent, got {parent}")
+        if not 0 <= place < 256:
+            raise ValueError(f"Static: node {node} must have a place 0..255, got {place}")
+        if (parent, place) in taken:
+            raise ValueError(f"Static: node {node} is place {place} of node {parent} once more")
+        taken.add((parent, place))
+    if (depth := max(node_depths(parents))) > 64:
+        raise ValueError(f"Static: depth must be 0..64, got {depth}")
+
+
+@dataclass(frozen=True, slots=True)
 class Chain:
     """A smaller model drafts `draft_len` tokens in a row."""
 
@@ -200,15 +273,17 @@ class Refine:
     def __post_init__(self):
         split_model(self.model)
         _at_least_one("Refine", "at_least", self.at_least, MAX_TREE_SIZE - 1)
-        if not isinstance(self.draft, Eagle2 | Chain | Refine):
-            raise ValueError(f"Refine: draft must be Eagle2, Chain or Refine, got {self.draft!r}")
+        if not isinstance(self.draft, Drafting):
+            raise ValueError(f"Refine: draft must be {_DRAFTERS}, got {self.draft!r}")
         if self.sampling not in ("sample", "greedy"):
             raise ValueError(f"Refine: sampling must be sample or greedy, got {self.sampling!r}")
         if self.tree_size is not None:
             _at_least_one("Refine", "tree_size", self.tree_size, MAX_TREE_SIZE)
 
 
-Drafting = Eagle2 | Chain | Refine
+HeadDraft = Eagle2 | Static
+Drafting = HeadDraft | Chain | Refine
+_DRAFTERS = "Eagle2, Chain or Refine (or a Static tree)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,8 +304,8 @@ class Config:
 
     def __post_init__(self):
         split_model(self.target)
-        if self.draft is not None and not isinstance(self.draft, Eagle2 | Chain | Refine):
-            raise ValueError(f"draft must be None, Eagle2, Chain or Refine, got {self.draft!r}")
+        if self.draft is not None and not isinstance(self.draft, Drafting):
+            raise ValueError(f"draft must be None, {_DRAFTERS}, got {self.draft!r}")
         for name in ("n_prompts", "max_new_tokens", "threads"):
             _at_least_one("Config", name, getattr(self, name))
         for name in ("prompts", "stop"):
@@ -268,17 +343,21 @@ class Config:
 
     @property
     def method(self) -> str:
-        """ar, chain, eagle2 or hierspec."""
-        if self.draft is None:
-            return "ar"
-        return {Chain: "chain", Eagle2: "eagle2", Refine: "hierspec"}[type(self.draft)]
+        """ar, chain, eagle2, static or hierspec."""
+        return method_of(self.draft)
+
+
+def method_of(draft: Drafting | None) -> str:
+    """What decoding with a drafter is called, one of `terms.ALL_METHODS`."""
+    names = {Chain: "chain", Eagle2: "eagle2", Static: "static", Refine: "hierspec"}
+    return "ar" if draft is None else names[type(draft)]
 
 
 def as_dict(config: Config) -> dict:
     """A JSON-ready form; drafters carry their class name under `kind`."""
 
     def plain(value):
-        if isinstance(value, Eagle2 | Chain | Refine):
+        if isinstance(value, Drafting):
             fields = {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
             return {"kind": type(value).__name__, **fields}
         return list(value) if isinstance(value, tuple) else value
@@ -288,7 +367,7 @@ def as_dict(config: Config) -> dict:
 
 def from_dict(fields: dict) -> Config:
     """The inverse of `as_dict`; an unknown name is a ValueError."""
-    kinds = {kind.__name__: kind for kind in (Eagle2, Chain, Refine)}
+    kinds = {kind.__name__: kind for kind in (Eagle2, Static, Chain, Refine)}
 
     def built(value):
         if isinstance(value, dict):

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from hspec_lab.control import Controller, resize
 from hspec_lab.text import TextStream
 from hspec_lab.trace import NO_RECORDER
 from hspec_lab.verify import Step, Verifier
@@ -93,6 +94,7 @@ def decode(
     max_new_tokens: int,
     eos_ids: tuple[int, ...] = (),
     recorder=NO_RECORDER,
+    controller: Controller | None = None,
     prompt_index: int = 0,
     warmup: bool = False,
 ) -> Iterator[Round]:
@@ -103,6 +105,7 @@ def decode(
         prompt: token ids, at least one.
         stream: turns emitted ids into text and watches for stop texts.
         recorder: `trace.Recorder`, or nothing.
+        controller: chooses sizes for each round; None: as built.
 
     Yields:
         Rounds until one is `finished`.
@@ -116,6 +119,8 @@ def decode(
         recorder.start_prompt(prompt_index, warmup)
         last = cut(-1, verifier.start(prompt), 0)
         text = verifier.tokens
+    if controller is not None:
+        controller.reset()
     yield last
     while not last.finished:
         if verifier.tokens is not text:
@@ -124,7 +129,16 @@ def decode(
         with torch.inference_mode():
             kv_len = verifier.cache.kv_len
             recorder.begin_round(kv_len)
-            step = verifier.round()
+            step = verifier.round() if controller is None else _controlled(verifier, controller)
             last = cut(last.index + 1, step, kv_len)
             recorder.end_round(last.n_proposed, last.n_accepted, last.n_emitted)
         yield last
+
+
+def _controlled(verifier: Verifier, controller: Controller) -> Step:
+    """A round of the sizes that a controller chooses; it is shown what became of it."""
+    option = controller.choose()
+    resize(verifier, controller.options[option])
+    step = verifier.round()
+    controller.observe(option, len(step.tokens) - 1)
+    return step

@@ -19,6 +19,7 @@ import torch
 
 from hspec_lab import store, zoo
 from hspec_lab.config import Config, as_dict, config_id
+from hspec_lab.control import Controller, check_option
 from hspec_lab.decode import Round, decode
 from hspec_lab.pipeline import (
     Models,
@@ -105,6 +106,7 @@ class Session:
         models: share one among sessions and each model is loaded once.
         record: False decodes without a recorder; nothing can be written then.
         progress: told about models that have to be quantized first.
+        controller: chooses sizes for each round, up to those of the config.
 
     Raises:
         ValueError: something about the config, a checkpoint or a prompt is wrong.
@@ -117,8 +119,12 @@ class Session:
         *,
         record: bool = True,
         progress: Progress | None = None,
+        controller: Controller | None = None,
     ):
         check_sources(config)
+        self.controller = controller
+        for option in controller.options if controller else ():
+            check_option(option, config.draft)
         self.config, self.prompts = config, prompts_of(config)
         self.tokenizer = tokenizer_of(config)
         self.prompt_ids = [self.tokenizer.encode(prompt).ids for prompt in self.prompts]
@@ -129,6 +135,8 @@ class Session:
         clock = None if config.device == "cpu" else CudaClock()
         self.recorder = Recorder(clock) if record else NO_RECORDER
         models = models or Models()
+        if controller is not None and models.on_kernels(config.device):
+            raise ValueError("sizes are fixed where rounds stay on the device: no controller there")
         self.choose = randomness(config, models)
         self.verifier = build(
             config,
@@ -161,6 +169,7 @@ class Session:
                 prompt_index=index,
                 warmup=warmup,
                 recorder=self.recorder,
+                controller=self.controller,
             ):
                 rounds.append(item)
                 yield item
@@ -204,6 +213,8 @@ class Session:
 
     def write(self, root: Path, audits: list[dict] = (), kind: str = "measured") -> Path:
         """Store everything decoded so far as one run folder; returns it."""
+        if self.controller is not None:
+            raise ValueError("a run folder holds one drafter's rounds: decode without a controller")
         if self.recorder is NO_RECORDER or not self.rounds:
             raise ValueError("nothing was recorded: decode at least one prompt, with record=True")
         # a prompt that was not decoded has no rows and an empty output

@@ -13,7 +13,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from hspec_lab.config import FORMATS
-from hspec_lab.terms import LEVELS, METHODS, ROUND_PHASES
+from hspec_lab.terms import ALL_METHODS, LEVELS, ROUND_PHASES
 
 PHASE_COLOURS = {
     "prefill": "#D55E00",
@@ -38,7 +38,13 @@ FORMAT_COLOURS = {
     "w3a16-g128": "#EE8866",
     "w2a16-g64": "#997700",
 }
-METHOD_COLOURS = {"ar": "#888888", "chain": "#AA4499", "eagle2": "#E69F00", "hierspec": "#44AA99"}
+METHOD_COLOURS = {
+    "ar": "#888888",
+    "chain": "#AA4499",
+    "eagle2": "#E69F00",
+    "static": "#CC6677",
+    "hierspec": "#44AA99",
+}
 
 INK = "#7b7b7b"  # 4.3:1 on white and on JupyterLab's dark background
 _FONT = "system-ui, 'Segoe UI', Helvetica, Arial, sans-serif"
@@ -128,7 +134,7 @@ def emitted_per_round(
 ) -> go.Figure:
     """Draw how many tokens a round emits: columns `method`, `n_emitted`, one row per round."""
     figure = go.Figure()
-    for method in in_order(table["method"], METHODS):
+    for method in in_order(table["method"], ALL_METHODS):
         emitted = table.loc[table["method"] == method, "n_emitted"]
         share = emitted.value_counts(normalize=True).sort_index()
         figure.add_bar(
@@ -190,7 +196,7 @@ def _token(piece: str, level: str, title: str, starts_round: bool = False) -> st
 
 def _bars_by_format(table: pd.DataFrame, value: str, hover: str, suffix: str) -> go.Figure:
     figure = go.Figure()
-    methods = in_order(table["method"], METHODS)
+    methods = in_order(table["method"], ALL_METHODS)
     for format in in_order(table["format"], FORMATS):
         rows = table[table["format"] == format].drop_duplicates("method", keep="last")
         rows = rows.set_index("method").reindex(methods).dropna(subset=[value])

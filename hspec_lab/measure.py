@@ -1,40 +1,48 @@
 """Measure cost curves: the time of one forward pass over n tokens, for every n.
 
 All n of a curve take turns in a shuffled order, so that a noisy moment of a shared machine hits all
-of them alike; what is stored is the median and the quartiles of the turns.  A pass is what
-verification runs: a token tree behind `context` stored tokens, and the logits of every row.
+of them alike; what is stored is the median of the turns, its interval and the quartiles.  Beside
+it stands the same time in units of the one-token pass of the same turns: times drift from run to
+run, these ratios much less.  How passes are timed, and when `cold` is honest: `measure_passes`.
 
 On a CUDA device a pass is one CUDA graph, timed by the device's clock on a cold cache; n stands for
 itself there, not for the bucket it would be padded to.
 """
 
-import random
-import time
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
 
 from hspec_lab.config import MAX_TREE_SIZE, split_model
 from hspec_lab.experiment import Progress, conditions
 from hspec_lab.formats import Format
+from hspec_lab.measure_passes import (
+    WARMUP_TURNS,
+    curve_of_graphs,
+    curve_of_turns,
+    device_read_bandwidth,
+    read_bandwidth,
+)
 from hspec_lab.model import Checkpoint, Transformer
 from hspec_lab.model.fused import FusedTransformer
 from hspec_lab.model.synthetic import SyntheticCheckpoint
 from hspec_lab.pipeline import check_storable, folder_of
 from hspec_lab.quantize import make_missing
-from hspec_lab.runtime.memory import Memory, State
-from hspec_lab.store import COSTS, empty_costs, read_cost, write_cost
-from hspec_lab.suite.clock import time_interleaved
+from hspec_lab.store import (
+    COSTS,
+    COSTS_MORE,
+    MOST_SPREAD,
+    device_name,
+    empty_costs,
+    read_cost,
+    whole_costs,
+    write_cost,
+)
 from hspec_lab.suite.part import Bench
-from hspec_lab.tree import Tree, ancestor_bitsets, from_parents
 
-WARMUP_TURNS = 2
 _CURVE = list(COSTS)[:4]
 
 
@@ -47,12 +55,14 @@ class Plan:
         contexts: tokens stored before a pass.
         rows: the n of each curve; 1 is always among them.
         repeats: turns per n.
+        cold: read other memory before every pass; on a CUDA device passes always are.
     """
 
     models: tuple[str, ...]
     contexts: tuple[int, ...] = (512,)
-    rows: tuple[int, ...] = tuple(range(1, 65))
+    rows: tuple[int, ...] = tuple(range(1, 129))
     repeats: int = 15
+    cold: bool = False
     threads: int = 2
     device: str = "cpu"
     seed: int = 0
@@ -66,6 +76,8 @@ class Plan:
         for name in ("repeats", "threads"):
             if type(getattr(self, name)) is not int or getattr(self, name) < 1:
                 raise ValueError(f"{name} must be a whole number >= 1, got {getattr(self, name)!r}")
+        if type(self.cold) is not bool:
+            raise ValueError(f"cold must be True or False, got {self.cold!r}")
         if not self.models:
             raise ValueError("nothing to measure: name at least one model or shape")
         if self.device not in ("cpu", "cuda"):
@@ -74,11 +86,6 @@ class Plan:
             raise ValueError(
                 f"device cuda: torch {torch.__version__} finds no CUDA device; use cpu"
             )
-
-
-def bushy(n: int) -> Tree:
-    """A tree of n nodes, two children each, so that masks are real ones."""
-    return from_parents([0] * n, [-1, *((node - 1) // 2 for node in range(1, n))])
 
 
 def open_model(reference: str, context: int, device: str = "cpu", kernels: bool = False):
@@ -128,24 +135,6 @@ def load(
     return Transformer(checkpoint, format, **kept)
 
 
-def device_name(conditions: dict) -> str:
-    """What a cost table calls the device."""
-    if conditions.get("gpu"):
-        return conditions["gpu"]
-    return f"{conditions['cpu']}, {conditions['threads']} threads"
-
-
-def read_bandwidth(threads: int, n_bytes: int = 1 << 28, repeats: int = 9) -> float:
-    """GB/s of reading memory once, summing as it comes: the ceiling of a one-token pass."""
-    torch.set_num_threads(threads)
-    block, times = torch.ones(n_bytes // 4), []
-    for _ in range(repeats):
-        begun = time.perf_counter_ns()
-        block.sum()
-        times.append(time.perf_counter_ns() - begun)
-    return n_bytes / float(np.median(times))
-
-
 def measure_costs(plan: Plan, folder: Path, progress: Progress | None = None) -> pd.DataFrame:
     """Measure every curve of a plan that `folder` does not hold yet.
 
@@ -182,15 +171,26 @@ def measure_costs(plan: Plan, folder: Path, progress: Progress | None = None) ->
             _tell(progress, done - plan.repeats - WARMUP_TURNS, total, f"loading {reference}")
             model, loaded = load(reference, longest, plan.device), reference
             head["weight_bytes"][f"{where}@{format}"] = model.bytes_read
+        before = done - plan.repeats - WARMUP_TURNS
+        words = f"{reference}, {context} tokens stored"
         if plan.device == "cpu":
-            times = _curve(model, context, rows, plan, progress, done, total, reference)
-            spreads = np.quantile(times / 1e3, [0.5, 0.25, 0.75], axis=0).T
+            times = curve_of_turns(
+                model,
+                context,
+                rows,
+                repeats=plan.repeats,
+                seed=plan.seed,
+                cold=plan.cold,
+                tell=lambda turn, at=before, words=words: _tell(progress, at + turn, total, words),
+            )
+            found = of_turns(*times) | {"graph": False, "cold": plan.cold}
         else:
-            _tell(progress, done - plan.repeats, total, f"{reference}, {context} tokens stored")
+            _tell(progress, before, total, words)
             bench = Bench(device=plan.device, repeats=plan.repeats, seed=plan.seed)
             spreads, _ = curve_of_graphs(model, context, rows, bench)
-        on_graphs = plan.device != "cpu"
-        added = _table(key, rows, spreads, plan.repeats, on_graphs)
+            names = ("time_us", "low_us", "high_us")
+            found = dict(zip(names, np.transpose(spreads), strict=True)) | {"graph": True}
+        added = _table(key, rows, found | {"repeats": plan.repeats})
         table = pd.concat([table, added], ignore_index=True)
         write_cost(folder, head, table)
     return table
@@ -209,83 +209,53 @@ def _begun(plan: Plan, folder: Path) -> tuple[dict, pd.DataFrame]:
                 f"{folder} holds curves measured with {name} {head['conditions'].get(name)!r}, "
                 f"now it is {found.get(name)!r}: give another folder"
             )
+    # graphs are timed on a cold cache whatever is asked for
+    if plan.device == "cpu" and (table["cold"] != plan.cold).any():
+        raise ValueError(
+            f"{folder} holds curves measured with cold {not plan.cold}, now it is {plan.cold}: "
+            "give another folder"
+        )
     return head, table
 
 
-@torch.inference_mode()
-def _curve(model, context: int, rows, plan: Plan, progress, done: int, total: int, words: str):
-    """ns of every turn, int64 [repeats, len(rows)]."""
-    shape = model.shape
-    cache = model.new_cache(context + rows[-1])
-    generator = torch.Generator().manual_seed(plan.seed)
-    cache.fill_noise(generator)
-    cache.kv_len = context
-    trees = [bushy(n) for n in rows]
-    tokens = torch.randint(0, shape.vocab, (rows[-1],), generator=generator).tolist()
-    order, times = random.Random(plan.seed), np.zeros((plan.repeats, len(rows)), dtype=np.int64)
-    turns = plan.repeats + WARMUP_TURNS
-    for turn in range(turns):
-        _tell(progress, done - turns + turn, total, f"{words}, {context} tokens stored")
-        for i in order.sample(range(len(rows)), len(rows)):
-            begun = time.perf_counter_ns()
-            model.logits(model.forward(tokens[: rows[i]], cache, trees[i]))
-            times[max(0, turn - WARMUP_TURNS), i] = time.perf_counter_ns() - begun
-    return times
-
-
-@torch.inference_mode()
-def curve_of_graphs(model, context: int, rows: Sequence[int], bench: Bench, beside=None):
-    """Time verifications of each n, each one graph.
+def of_turns(times: np.ndarray, plain: np.ndarray) -> dict[str, np.ndarray]:
+    """Medians with their intervals, from the turns of one curve.
 
     Args:
-        model: a `FusedTransformer`.
-        bench: how often; off CUDA the launches run one by one.
-        beside: something else to call in the same turns.
+        times: us, [turns, n_rows].
+        plain: us of the one-token passes of each turn, [turns, n].
 
     Returns:
-        (median, lower quartile, upper quartile) us of every n, and of `beside`.
+        columns of a cost table.  An interval's ends are times themselves, those between which the
+        median of a long run lies 95 times in 100 (order statistics; all of them below six turns).
     """
-    memory = Memory(context + max(rows) + 1, model.device)
-    state = State(model, memory)
-    generator = torch.Generator(device=model.device).manual_seed(bench.seed)
-    state.cache.fill_noise(generator)
-    state.stand_at(context)
-    stages = {str(n): memory.stage(partial(_verify, state, *_tree(n, model.device))) for n in rows}
-    calls = stages if beside is None else stages | {"beside": beside}
-    times = time_interleaved(calls, bench)
-    return [times[str(n)] for n in rows], times.get("beside")
+    plain = np.median(plain, axis=1, keepdims=True)
+    ratios = np.sort(times / plain, axis=0)
+    ordered, n_turns = np.sort(times, axis=0), len(times)
+    median, low, high = np.quantile(times, [0.5, 0.25, 0.75], axis=0)
+    end = max(0, int((n_turns - 1.96 * n_turns**0.5) // 2))
+    drift = np.zeros_like(median)
+    if n_turns > 1:
+        first, second = times[: n_turns // 2], times[n_turns // 2 :]
+        drift = np.abs(np.median(second, axis=0) - np.median(first, axis=0))
+    return {
+        "time_us": median,
+        "low_us": low,
+        "high_us": high,
+        "median_low_us": ordered[end],
+        "median_high_us": ordered[-1 - end],
+        "plain_us": np.full_like(median, np.median(plain)),
+        "ratio": np.median(ratios, axis=0),
+        "ratio_low": ratios[end],
+        "ratio_high": ratios[-1 - end],
+        "unstable": np.maximum(high - low, drift) > MOST_SPREAD * median,
+    }
 
 
-def _tree(n: int, device) -> tuple[Tensor, Tensor, Tensor]:
-    """Tokens int32 [n], depths int32 [n] and ancestors int64 [n, W] of a bushy tree."""
-    tree = bushy(n)
-    seen = torch.from_numpy(ancestor_bitsets(tree).view(np.int64).copy())
-    tokens, depths = (torch.tensor(x, dtype=torch.int32) for x in (tree.tokens, tree.depths))
-    return tokens.to(device), depths.to(device), seen.to(device)
-
-
-def _verify(state: State, tokens: Tensor, depths: Tensor, ancestors: Tensor) -> None:
-    """Launches: what a level does with a tree, but for the verdict."""
-    state.best(state.model.run(tokens, depths, ancestors, state.cache))
-
-
-def device_read_bandwidth(threads: int, n_bytes: int = 1 << 30) -> float:
-    """GB/s at which a kernel reads device memory once; `threads` does not matter."""
-    from hspec_kernels.stream_read import stream_read
-
-    words = torch.zeros(n_bytes // 4, dtype=torch.int32, device="cuda")
-    median, _, _ = time_interleaved({"read": lambda: stream_read(words)}, Bench())["read"]
-    return n_bytes / median / 1e3
-
-
-def _table(key: Sequence, rows: list[int], spreads, repeats: int, graph: bool) -> pd.DataFrame:
-    median, low, high = np.transpose(spreads)
-    curve = dict(zip(_CURVE, key, strict=True))
-    return pd.DataFrame(
-        curve
-        | {"n": rows, "time_us": median, "low_us": low, "high_us": high}
-        | {"graph": graph, "repeats": repeats}
-    )[list(COSTS)]
+def _table(key: list, rows: list[int], found: dict) -> pd.DataFrame:
+    table = pd.DataFrame(dict(zip(_CURVE, key, strict=True)) | {"n": rows} | found)
+    kinds = COSTS | COSTS_MORE
+    return whole_costs(table)[list(kinds)].astype(kinds)
 
 
 def _tell(progress: Progress | None, *what) -> None:

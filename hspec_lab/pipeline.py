@@ -12,8 +12,19 @@ import torch
 from tokenizers import Tokenizer
 
 from hspec_lab import zoo
-from hspec_lab.config import Chain, Config, Drafting, Eagle2, Refine, check_format, split_model
+from hspec_lab.config import (
+    Chain,
+    Config,
+    Drafting,
+    Eagle2,
+    HeadDraft,
+    Refine,
+    Static,
+    check_format,
+    split_model,
+)
 from hspec_lab.draft import Eagle2Drafter, RefineDrafter
+from hspec_lab.draft.static import StaticDrafter
 from hspec_lab.formats import Format
 from hspec_lab.model import Checkpoint, EagleHead, Transformer
 from hspec_lab.model.checkpoint import basis_of, check_head, made_from, model_tensors
@@ -47,7 +58,7 @@ def folder_of(model: str) -> Path:
     return locate_made(locate(where), Format.parse(format))
 
 
-def head_of(draft: Eagle2, model: str, on_kernels: bool = False) -> tuple[Path, str]:
+def head_of(draft: HeadDraft, model: str, on_kernels: bool = False) -> tuple[Path, str]:
     """Folder and format of a draft head; unnamed, it lies beside its model as `<name>-eagle2`.
 
     Unnamed, its weights are as they are in its files: fp32, or 16 bits where kernels run them.
@@ -82,7 +93,7 @@ def reach(draft: Drafting | None) -> int:
     """How many positions past the text a drafter may look."""
     if draft is None:
         return 1
-    if isinstance(draft, Eagle2):
+    if isinstance(draft, HeadDraft):
         return draft.depth + 1
     if isinstance(draft, Chain):
         return draft.draft_len + 1
@@ -93,7 +104,7 @@ def tree_rows(draft: Drafting | None) -> int:
     """Cache rows a level needs for the proposals of its drafter."""
     if draft is None:
         return 2
-    if isinstance(draft, Eagle2):
+    if isinstance(draft, HeadDraft):
         return draft.tree_size
     narrow = draft.tree_size if isinstance(draft, Refine) else None
     return max(reach(draft), narrow or 0)
@@ -132,7 +143,7 @@ class Models:
             )
         return self._loaded[key]
 
-    def head(self, draft: Eagle2, model: str, over: Transformer) -> EagleHead:
+    def head(self, draft: HeadDraft, model: str, over: Transformer) -> EagleHead:
         on_kernels = isinstance(over, FusedTransformer)
         folder, format = head_of(draft, model, on_kernels)
         key = (str(folder), format, id(over))
@@ -166,6 +177,7 @@ def check_sources(config: Config) -> None:
     """As much of `check` as can be said before the config's quantized folders exist."""
     if config.device != "cpu":
         _check_device(config.device)
+        _check_not_static(config.draft, config.device)
         _check_narrow_trees(config)
     folders = [locate(split_model(model)[0]) for model in levels(config)]
     for model, folder in zip(levels(config), folders, strict=True):
@@ -181,7 +193,7 @@ def check_sources(config: Config) -> None:
         _check_named_head(*bottom)
 
 
-def _check_named_head(draft: Eagle2, model: str) -> None:
+def _check_named_head(draft: HeadDraft, model: str) -> None:
     """A head that is there and fits its model's sizes; its basis too, where that is known."""
     where, name = split_model(model)
     head, source = Checkpoint(head_of(draft, model)[0]), Checkpoint(locate(where))
@@ -233,6 +245,15 @@ def _check_kernels_head(draft: Eagle2, shape: ModelShape, model: str, device: st
         )
 
 
+def _check_not_static(draft: Drafting | None, device: str) -> None:
+    while isinstance(draft, Refine):
+        draft = draft.draft
+    if isinstance(draft, Static):
+        raise ValueError(
+            f"Static: kernels ({device}) grow dynamic trees only: use Eagle2, or a CPU without them"
+        )
+
+
 def _check_narrow_trees(config: Config) -> None:
     from hspec_kernels.narrow_tree import MAX_BUCKET
 
@@ -271,12 +292,12 @@ def _check_device(device: str) -> None:
         raise ValueError(f"device {device!r}: no CUDA device here; use device='cpu'")
 
 
-def _bottom(config: Config) -> tuple[Eagle2, str] | None:
+def _bottom(config: Config) -> tuple[HeadDraft, str] | None:
     """The draft head at the bottom of the hierarchy and the model it drafts for."""
     draft, model = config.draft, config.target
     while isinstance(draft, Refine):
         draft, model = draft.draft, draft.model
-    return (draft, model) if isinstance(draft, Eagle2) else None
+    return (draft, model) if isinstance(draft, HeadDraft) else None
 
 
 def fingerprint(config: Config) -> str:
@@ -308,6 +329,7 @@ def build(
     """
     choose = choose or randomness(config, models)
     if isinstance(choose, Dice):
+        _check_not_static(config.draft, config.device)
         return _DeviceBuilder(config, models, n_tokens, choose, recorder).target()
     return _Builder(config, models, n_tokens, choose, recorder).target()
 
@@ -342,6 +364,9 @@ class _Builder:
     def drafter(self, draft: Drafting | None, model: str, over: Transformer, above: str):
         if draft is None:
             return None
+        if isinstance(draft, Static):
+            head = self.models.head(draft, model, over)
+            return StaticDrafter(head, draft, capacity=self.text_rows, recorder=self.recorder)
         if isinstance(draft, Eagle2):
             return Eagle2Drafter(
                 self.models.head(draft, model, over),

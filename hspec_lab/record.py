@@ -36,7 +36,7 @@ from hspec_lab.acceptance_folder import (
     states_columns,
     write_trace,
 )
-from hspec_lab.config import Chain, Config, Eagle2, Refine
+from hspec_lab.config import Chain, Config, Eagle2, Refine, Static
 from hspec_lab.draft import Eagle2Drafter
 from hspec_lab.experiment import Progress, conditions, prompts_of
 from hspec_lab.pipeline import (
@@ -111,7 +111,9 @@ def _check(config: Config) -> None:
         raise ValueError(
             f"a trace needs a draft head below the intermediate model, got {draft.draft!r}"
         )
-    if not isinstance(draft, Chain | Eagle2 | Refine):
+    if isinstance(draft, Static):
+        raise ValueError("a trace of Eagle2 answers for static trees too: record that")
+    if draft is None:
         raise ValueError("plain decoding has nothing to record: give a drafter")
     if config.stop:
         raise ValueError("a trace records tokens: leave out the stop texts")

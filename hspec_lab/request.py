@@ -65,6 +65,25 @@ def prefills_of_run(spans: pd.DataFrame) -> list[Prefill]:
     return found
 
 
+def prefills_of_rounds(stages: pd.DataFrame, target: str, method: str) -> list[Prefill]:
+    """The same from rounds that were measured for their stages.
+
+    Args:
+        stages: see `stages_folder.STAGES`.
+        method: "ar" for the target alone.
+
+    Raises:
+        ValueError: no prefill of it was measured.
+    """
+    rows = stages[stages["phase"] == "prefill"]
+    rows = rows[(rows["target"] == target) & (rows["method"] == method)]
+    # a prompt may have been read more than once, in another turn
+    spans = rows.rename(columns={"us": "duration_us"}).assign(
+        prompt=rows.groupby(["draft", "prompt", "turn"]).ngroup(), warmup=False
+    )
+    return prefills_of_run(spans)
+
+
 def _line(tokens: np.ndarray, us: np.ndarray) -> Callable[[int], float]:
     """Least squares, never falling; in proportion where all prompts are equally long."""
     slope, base = np.polyfit(tokens, us, 1) if np.ptp(tokens) else (0.0, 0.0)

@@ -70,6 +70,19 @@ COSTS = {
     "graph": "bool",  # one CUDA graph, so that launches cost the host nothing
     "repeats": "int64",
 }
+# filled in on reading where a table was written before they were
+COSTS_MORE = {
+    "median_low_us": "float64",  # 95 % interval of the median
+    "median_high_us": "float64",
+    "plain_us": "float64",  # the one-token pass in the very same turns, timed several times in each
+    "ratio": "float64",  # time over plain, paired by turn: what comparisons use
+    "ratio_low": "float64",  # 95 % interval of its median
+    "ratio_high": "float64",
+    "unstable": "bool",  # spread or drift beyond `MOST_SPREAD`
+    "cold": "bool",  # other memory was read before every pass
+}
+# quartiles further apart, or halves of the turns, than this share of the median: not a firm number
+MOST_SPREAD = 0.2
 REQUIRED = ("kind", "config", "config_id", "method", "format", "environment", "prompts", "outputs")
 OPTIONAL = {"prefill": {}, "audits": [], "summary": {}}
 
@@ -150,7 +163,8 @@ def _versioned(path: Path) -> dict:
 
 def empty_costs() -> pd.DataFrame:
     """A cost table without rows."""
-    return pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in COSTS.items()})
+    kinds = COSTS | COSTS_MORE
+    return pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in kinds.items()})
 
 
 def write_cost(folder: Path, head: dict, table: pd.DataFrame) -> None:
@@ -159,18 +173,24 @@ def write_cost(folder: Path, head: dict, table: pd.DataFrame) -> None:
     Raises:
         ValueError: a column is missing or foreign.
     """
-    if list(table.columns) != list(COSTS):
-        raise ValueError(f"a cost table has the columns {list(COSTS)}, got {list(table.columns)}")
+    columns = _cost_columns(list(table.columns))
+    if columns is None:
+        raise ValueError(
+            f"a cost table has the columns {[*COSTS, *COSTS_MORE]}, got {list(table.columns)}"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"schema": SCHEMA_VERSION} | head, indent=2, allow_nan=False) + "\n"
     (folder / "measure.tmp").write_text(text, encoding="utf-8")
-    table.astype(COSTS).to_parquet(folder / "cost.tmp", index=False)
+    table.astype(columns).to_parquet(folder / "cost.tmp", index=False)
     os.replace(folder / "cost.tmp", folder / "cost.parquet")
     os.replace(folder / "measure.tmp", folder / "measure.json")
 
 
 def read_cost(folder: Path | str) -> tuple[dict, pd.DataFrame]:
     """Conditions and curves of a folder that `write_cost` wrote.
+
+    Returns:
+        the head, and a table with the columns of `COSTS` and `COSTS_MORE`.
 
     Raises:
         ValueError: a file is missing, damaged, or of a schema this code does not know.
@@ -184,9 +204,42 @@ def read_cost(folder: Path | str) -> tuple[dict, pd.DataFrame]:
             f"{folder}: schema {head.get('schema')!r}, this version reads {SCHEMA_VERSION}"
         )
     table = _opened(folder / "cost.parquet", pd.read_parquet)
-    if list(table.columns) != list(COSTS):
-        raise ValueError(f"{folder}: a cost table has the columns {list(COSTS)}")
-    return head, table
+    if _cost_columns(list(table.columns)) is None:
+        raise ValueError(f"{folder}: a cost table has the columns {[*COSTS, *COSTS_MORE]}")
+    return head, whole_costs(table)
+
+
+def _cost_columns(found: list[str]) -> dict[str, str] | None:
+    return next((kinds for kinds in (COSTS | COSTS_MORE, COSTS) if found == list(kinds)), None)
+
+
+def whole_costs(table: pd.DataFrame) -> pd.DataFrame:
+    """A cost table with `COSTS_MORE`; what was not measured follows from median and quartiles.
+
+    The median's interval is that of a normal spread, 1.82 quartile ranges over the root of the
+    number of turns; the plain step is the curve's own one-token pass (NaN without), and what
+    drifts is not seen.
+    """
+    if "ratio" in table:
+        return table
+    spread = table["high_us"] - table["low_us"]
+    half = 1.82 * spread / table["repeats"] ** 0.5
+    low, high = (table["time_us"] - half).clip(lower=0), table["time_us"] + half
+    curve = ["device", "model", "scheme", "context"]
+    ones = table[table["n"] == 1].drop_duplicates(curve)[[*curve, "time_us"]]
+    plain = table[curve].merge(ones, on=curve, how="left")["time_us"].to_numpy()
+    ratios = {"ratio": table["time_us"], "ratio_low": low, "ratio_high": high}
+    found = {"median_low_us": low, "median_high_us": high, "plain_us": plain}
+    found |= {name: times / plain for name, times in ratios.items()}
+    found |= {"unstable": spread > MOST_SPREAD * table["time_us"], "cold": table["graph"]}
+    return table.assign(**found).astype(COSTS | COSTS_MORE)
+
+
+def device_name(conditions: dict) -> str:
+    """What cost tables and figures call the device."""
+    if conditions.get("gpu"):
+        return conditions["gpu"]
+    return f"{conditions['cpu']}, {conditions['threads']} threads"
 
 
 def replace_file(path: Path, write) -> None:

@@ -15,7 +15,7 @@ import pandas as pd
 from hspec_lab import breakdown, figures
 from hspec_lab.lab import Run
 from hspec_lab.report import COLUMNS, write_report
-from hspec_lab.terms import METHODS, ROUND_PHASES
+from hspec_lab.terms import ALL_METHODS, ROUND_PHASES
 
 
 def rows_of(runs: list[Run]) -> list[dict]:
@@ -83,7 +83,7 @@ def write_page(path: Path, rows: list[dict], runs: list[Run], found: dict, **pag
     note = f"{found.get('cpu')}, {found.get('threads')} threads, {found.get('date')}"
     drawn = {"origin": runs[0].head["kind"], "note": note}
     bars = pd.DataFrame(rows).rename(columns={"speedup_low": "low", "speedup_high": "high"})
-    bars = bars[bars["method"].isin(METHODS)]
+    bars = bars[bars["method"].isin(ALL_METHODS)]
     emitted = [
         run.rounds.loc[~run.rounds["warmup"].astype(bool), ["n_emitted"]].assign(
             method=run.head["method"]

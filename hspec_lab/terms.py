@@ -23,4 +23,7 @@ PHASES = (
 # phases of a decoding round, in the order in which figures stack them
 ROUND_PHASES = PHASES[1:]
 LEVELS = ("target", "intermediate", "head")
+# those that a name alone asks for; a static tree has to be given node by node
 METHODS = ("ar", "chain", "eagle2", "hierspec")
+# every method that a run can have, in the order of figures
+ALL_METHODS = ("ar", "chain", "eagle2", "static", "hierspec")

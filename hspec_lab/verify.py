@@ -77,6 +77,7 @@ class Verifier:
         self.level, self.phase = level, phase
         self.temperature, self.choose, self.sampling = temperature, choose, sampling
         self.second_choices = False  # whether steps say what would have been emitted second
+        self.drafts = True  # False: plain steps, although there is a drafter
         self.cache = model.new_cache(capacity)
         # feature i belongs to token i; the drafter is told from here what it does not know yet
         self.features = torch.zeros(capacity, model.shape.hidden, device=model.device)
@@ -100,7 +101,7 @@ class Verifier:
     def round(self) -> Step:
         """Draft, verify, accept and commit once; at least one token is emitted."""
         pending = self.tokens[self.cache.kv_len :]
-        if len(pending) > 1 or self.drafter is None:
+        if len(pending) > 1 or self.drafter is None or not self.drafts:
             return self._catch_up(pending)
         proposal = self.drafter.propose()
         tree, cache = proposal.tree, self.cache

@@ -9,7 +9,7 @@ import pytest
 
 from hspec_lab import figures
 from hspec_lab.config import FORMATS
-from hspec_lab.terms import LEVELS, METHODS, PHASES, ROUND_PHASES
+from hspec_lab.terms import ALL_METHODS, LEVELS, PHASES, ROUND_PHASES
 
 NOTE = "cpu, 2 threads; 2026-01-02"
 BREAKDOWN = pd.DataFrame(
@@ -138,7 +138,7 @@ def test_every_phase_level_format_and_method_has_a_colour_of_its_own():
         (figures.PHASE_COLOURS, PHASES),
         (figures.LEVEL_COLOURS, LEVELS),
         (figures.FORMAT_COLOURS, FORMATS),
-        (figures.METHOD_COLOURS, METHODS),
+        (figures.METHOD_COLOURS, ALL_METHODS),
     ]:
         assert set(colours) == set(names)
         assert len(set(colours.values())) == len(names)

@@ -101,6 +101,8 @@ _METHODS = (
 
 def _taken_apart(config: Config) -> tuple[str, str, Eagle2, int]:
     """Method, intermediate model, tree and draft length; defaults where a config has none."""
+    if config.method == "static":
+        raise ValueError("Explorer shows trees that grow: give Eagle2, not Static")
     draft, intermediate, draft_len = config.draft, f"zoo:intermediate@{config.format}", 6
     if isinstance(draft, Chain):
         intermediate, draft_len = draft.model, draft.draft_len
