@@ -240,13 +240,10 @@ def _prefills(options, costs, draft, device) -> tuple[list, list]:
     names = {"target": costs.target}
     if isinstance(draft, Chain | Refine):
         names["intermediate"] = costs.intermediate
+    models = {level: split_reference(name) for level, name in names.items()}
     found = [
-        Prefill(
-            level,
-            lambda n, model=split_reference(name): prefill_us(*model, n, device),
-            costs.origin,
-        )
-        for level, name in names.items()
+        Prefill(level, lambda n, model=model: prefill_us(*model, n, device), costs.origin)
+        for level, model in models.items()
     ]
     return found, found[:1]
 

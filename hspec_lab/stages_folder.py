@@ -9,6 +9,7 @@ anew before every round.  `draft` is the drafter with the largest of them, as JS
 
 import json
 from dataclasses import replace
+from importlib import resources
 from pathlib import Path
 
 import pandas as pd
