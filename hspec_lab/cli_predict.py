@@ -126,12 +126,16 @@ def _pairs(options, traces) -> list[tuple]:
     measured = _stages(options)
     pairs, problems = [], []
     for trace in traces:
+        drafts = [trace.draft]
+        if isinstance(trace.draft, Refine):
+            # a chain's rounds are measured for themselves
+            drafts.append(Chain(trace.draft.model, trace.draft.at_least))
         try:
-            costs = stage_costs(measured, trace.config.target, trace.draft, options.context)
+            found = [stage_costs(measured, trace.config.target, d, options.context) for d in drafts]
         except ValueError as error:
             problems.append(f"{trace.name}: {error}")
             continue
-        pairs.append((trace, costs))
+        pairs += [(trace, costs) for costs in found]
     for problem in problems if pairs else ():
         say(f"note: left out {problem}")
     if not pairs:

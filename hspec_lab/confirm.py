@@ -1,16 +1,18 @@
 """Confirm predictions by real runs: configurations and plain decoding (ar) take turns.
 
-All configurations of a group decode a prompt one after the other, in an order that is shuffled each
-time, plain decoding of each target among them; then the next prompt, then the next turn.  What
-slows the machine down for a while slows all of them, and ratios stand.
+All configurations decode a prompt one after the other, in an order that is shuffled each time, with
+plain decoding of each target before and behind every few of them; then the next prompt, then the
+next turn.  What slows the machine down for a while slows all of them, ratios stand, and the turns
+of one configuration lie far apart.
 
-    confirm     a few configurations, one group
-    exhaustive  a whole sweep, group by group, into a folder that goes on where it was stopped
+    confirm     a few configurations
+    exhaustive  a whole sweep, into a folder that goes on where it was stopped
     regret      the pick of a search and the best of a sweep, once more side by side
 
 Rows and what they say are `confirm_folder`'s: no torch is needed to look at them again.
 """
 
+import itertools
 import json
 import random
 import time
@@ -27,8 +29,9 @@ from hspec_lab.pipeline import Models, check, fingerprint, levels
 from hspec_lab.quantize import make_missing
 
 MOST_CONFIRMED = 10
-# configurations whose sessions are in memory together in a sweep
-_GROUP = 8
+# configurations that run between two plain decodings
+_PLAIN_EVERY = 8
+_RUN = ["config_id", "prompt", "turn"]
 
 
 def confirm(
@@ -64,7 +67,7 @@ def confirm(
             "the list, or sweep with exhaustive"
         )
     configs = _alike(configs, n_prompts, max_new_tokens)
-    return speeds(_measured(configs, repeats, len(configs), folder, progress))
+    return speeds(_measured(configs, repeats, folder, progress))
 
 
 def exhaustive(
@@ -80,7 +83,7 @@ def exhaustive(
 
     Args:
         configs, n_prompts, max_new_tokens, repeats, progress: as for `confirm`, any number.
-        folder: written anew after each group of configurations.
+        folder: written anew after each prompt of each turn.
 
     Returns:
         see `confirm_folder.speeds`.
@@ -89,7 +92,7 @@ def exhaustive(
         ValueError: as `confirm`.
     """
     configs = _alike(configs, n_prompts, max_new_tokens)
-    return speeds(_measured(configs, repeats, _GROUP, folder, progress))
+    return speeds(_measured(configs, repeats, folder, progress))
 
 
 def regret(
@@ -116,7 +119,7 @@ def regret(
         ValueError: as `confirm`.
     """
     configs = _alike([pick, *top], n_prompts, max_new_tokens)
-    rows = _measured(configs, repeats, len(configs), folder, progress)
+    rows = _measured(configs, repeats, folder, progress)
     return regret_of(rows, config_id(configs[0])), speeds(rows)
 
 
@@ -138,11 +141,7 @@ def _alike(configs: Sequence[Config], n_prompts: int, max_new_tokens: int) -> li
 
 
 def _measured(
-    configs: list[Config],
-    repeats: int,
-    group: int,
-    folder: Path | None,
-    progress: Progress | None,
+    configs: list[Config], repeats: int, folder: Path | None, progress: Progress | None
 ) -> pd.DataFrame:
     """The rows of all configs, those that a folder holds among them."""
     if type(repeats) is not int or repeats < 1:
@@ -154,20 +153,24 @@ def _measured(
     rows = pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in ROWS.items()})
     if folder is not None:
         rows = begin(Path(folder), *_conditions_of(configs, repeats))
-    n_runs = len(prompts_of(configs[0])) * repeats
-    counts, models = rows["config_id"].value_counts(), Models()
-    todo = [config for config in configs if counts.get(config_id(config), 0) < n_runs]
-    for start in range(0, len(todo), group):
-        done = (len(configs) - len(todo) + start) * n_runs
-        now, found = todo[start : start + group], []
-        for row in _take_turns(now, configs[0].target, repeats, models):
+    names = {config_id(config): config for config in configs}
+    n_prompts, known = len(prompts_of(configs[0])), set(map(tuple, rows[_RUN].to_numpy()))
+    runs, sessions = _Runs(configs), None
+    for turn, prompt in itertools.product(range(repeats), range(n_prompts)):
+        todo = [c for name, c in names.items() if (name, prompt, turn) not in known]
+        if not todo:
+            continue
+        sessions = sessions or runs.load()
+        found = []
+        for row in runs.of(todo, turn, prompt):
             found.append(row)
-            words = f"{row['method']} {row['config_id']}, turn {row['turn'] + 1}"
-            say(done + len(found), len(configs) * n_runs, words)
+            done = len(configs) * (turn * n_prompts + prompt) + len(found)
+            words = f"{row['method']} {row['config_id']}, turn {turn + 1}"
+            say(done, len(configs) * n_prompts * repeats, words)
         rows = pd.concat([rows, pd.DataFrame(found)[list(ROWS)].astype(ROWS)], ignore_index=True)
         if folder is not None:
             write_rows(Path(folder), rows)
-    return rows[rows["config_id"].isin([config_id(config) for config in configs])]
+    return rows[rows["config_id"].isin(names)]
 
 
 def _conditions_of(configs: list[Config], repeats: int) -> tuple[dict, dict, dict]:
@@ -179,39 +182,64 @@ def _conditions_of(configs: list[Config], repeats: int) -> tuple[dict, dict, dic
     return conditions(first.device, first.threads), plan, weights
 
 
-def _take_turns(configs: list[Config], unit: str, repeats: int, models: Models) -> Iterator[dict]:
-    """One row per config, prompt and turn."""
-    base = replace(configs[0], draft=None)
-    targets = dict.fromkeys([unit, *(config.target for config in configs)])
-    plain = {target: replace(base, target=target) for target in targets}
-    everything = dict.fromkeys([*plain.values(), *configs])
-    sessions = {config: Session(config, models, record=False) for config in everything}
-    for session in sessions.values():
-        session.warm_up()
-        # whole, since the first pass over each number of rows prepares what later ones reuse
-        for _ in session.rounds_of(0, warmup=True):
-            pass
-    order = random.Random(0)
-    for turn in range(repeats):
-        for prompt in range(len(next(iter(sessions.values())).prompts)):
-            shuffled = list(sessions)
-            order.shuffle(shuffled)
-            taken = {config: _timed(sessions[config], prompt) for config in shuffled}
-            step = taken[plain[unit]]["us_per_token"]
-            for config in configs:
-                aside = plain[config.target]
-                ids = [sessions[one].output_ids(prompt) for one in (config, aside)]
+class _Runs:
+    """All configurations of a comparison and plain decoding of their targets, in memory together.
+
+    The first config's target is the one whose plain decoding is the unit.
+    """
+
+    def __init__(self, configs: list[Config]):
+        self.configs, base = configs, replace(configs[0], draft=None)
+        targets = dict.fromkeys(config.target for config in configs)
+        self.plain = {target: replace(base, target=target) for target in targets}
+        self.unit = self.plain[configs[0].target]
+        self.sessions: dict[Config, Session] = {}
+
+    def load(self) -> dict[Config, Session]:
+        """Make every session ready; models are shared."""
+        models = Models()
+        for config in dict.fromkeys([*self.plain.values(), *self.configs]):
+            session = self.sessions[config] = Session(config, models, record=False)
+            session.warm_up()
+            # whole, since the first pass over each number of rows prepares what later ones reuse
+            for _ in session.rounds_of(0, warmup=True):
+                pass
+        return self.sessions
+
+    def of(self, configs: list[Config], turn: int, prompt: int) -> Iterator[dict]:
+        """One row per config, in shuffled order; plain decoding before and behind every few."""
+        order = random.Random(f"{turn} {prompt}").sample(configs, len(configs))
+        before = self._plainly(prompt)
+        for start in range(0, len(order), _PLAIN_EVERY):
+            some = order[start : start + _PLAIN_EVERY]
+            drafted = [config for config in some if config.draft is not None]
+            taken = {config: _timed(self.sessions[config], prompt) for config in drafted}
+            behind = self._plainly(prompt)
+            for config in set(some) - set(drafted):
+                us = {"us_per_token": _mean(before[config], behind[config])}
+                taken[config] = behind[config] | us
+            for config in some:
+                aside = self.plain[config.target]
+                ids = [self.sessions[one].output_ids(prompt) for one in (config, aside)]
                 yield (
                     _named(config)
                     | taken[config]
                     | {
                         "prompt": prompt,
                         "turn": turn,
-                        "plain_us": taken[aside]["us_per_token"],
-                        "unit_us": step,
+                        "plain_us": _mean(before[aside], behind[aside]),
+                        "unit_us": _mean(before[self.unit], behind[self.unit]),
                         "same_text": config.temperature > 0 or ids[0] == ids[1],
                     }
                 )
+            before = behind
+
+    def _plainly(self, prompt: int) -> dict[Config, dict]:
+        return {config: _timed(self.sessions[config], prompt) for config in self.plain.values()}
+
+
+def _mean(one: dict, other: dict) -> float:
+    return (one["us_per_token"] + other["us_per_token"]) / 2
 
 
 def _named(config: Config) -> dict:

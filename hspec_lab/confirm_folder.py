@@ -3,9 +3,9 @@
 <folder>/confirm.json     schema, kind, conditions, plan, fingerprints of weights
          confirm.parquet  one row per configuration, prompt and turn, see `ROWS`
 
-Every row carries what plain decoding (ar) took on the same prompt in the same turn, so a machine
-that slows down slows both.  Times compare as ratios to it: of each prompt the median over turns,
-then the mean over prompts, with an interval from drawing the prompts anew.
+Every row carries what plain decoding (ar) took on the same prompt just before and just behind, so a
+machine that slows down slows both.  Times compare as ratios to it: of each prompt the median over
+turns, then the mean over prompts, with an interval from drawing the prompts anew.
 """
 
 import json

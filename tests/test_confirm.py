@@ -63,7 +63,7 @@ def test_every_method_runs_beside_plain_decoding(zoo, tmp_path):
 
 def test_configs_of_several_targets_have_one_unit_and_their_own_plain_step(zoo):
     other = replace(config_of(zoo, TREE), target=str(zoo / "target") + "@w8a16")
-    rows = confirm._measured([config_of(zoo, TREE), other], 1, 2, None, None)
+    rows = confirm._measured([config_of(zoo, TREE), other], 1, None, None)
     same = rows.pivot(index="prompt", columns="config_id", values=["plain_us", "unit_us"])
     assert (same["unit_us"].nunique(axis=1) == 1).all()
     assert (same["plain_us"].nunique(axis=1) == 2).all()
@@ -71,17 +71,17 @@ def test_configs_of_several_targets_have_one_unit_and_their_own_plain_step(zoo):
 
 def test_a_stopped_sweep_goes_on_where_it_was(zoo, tmp_path, monkeypatch):
     sweep = [config_of(zoo, replace(TREE, tree_size=n)) for n in range(2, 8)]
-    monkeypatch.setattr(confirm, "_GROUP", 2)
+    monkeypatch.setattr(confirm, "_PLAIN_EVERY", 4)
 
     def stop(done, total, text):
-        if done == 8:  # within the second group
+        if done == 8:  # within the second prompt
             raise KeyboardInterrupt
 
     settings = {"max_new_tokens": 6}
     with pytest.raises(KeyboardInterrupt):
         confirm.exhaustive(sweep, tmp_path, progress=stop, **settings)
     first = read_rows(tmp_path)
-    assert len(first) == 2 * 3
+    assert len(first) == 6 and set(first["prompt"]) == {0}
     said = []
     found = confirm.exhaustive(sweep, tmp_path, progress=lambda *t: said.append(t[0]), **settings)
     assert len(found) == 6 and said[0] == 7 and said[-1] == 18
