@@ -177,6 +177,8 @@ def _on_devices(options, traces) -> list[tuple]:
 
 
 def _predict(options) -> int:
+    if options.against is not None:
+        return _against(options)
     from hspec_lab.predict import predict
 
     shown = []
@@ -199,6 +201,30 @@ def _predict(options) -> int:
         print(f"  {found.caption()['origin']}: {found.caption()['note']}\n")
     if not shown:
         raise ValueError(f"no trace answers for {options.method}; record one with `hspec record`")
+    return 0
+
+
+def _against(options) -> int:
+    """Predicted beside measured, for every stored run."""
+    from hspec_lab.against import accuracy, against_runs
+    from hspec_lab.lab import open_store
+
+    if options.device:
+        raise ValueError("--against compares with runs of this device: leave out --device")
+    traces = _traces(options)
+    costs = [costs for _, costs in _pairs(options, traces)]
+    runs = list(open_store(None if options.against == Path() else options.against))
+    if not runs:
+        raise ValueError("no runs in the store")
+    table = against_runs([(run.head, run.rounds, run.spans) for run in runs], traces, costs)
+    shown = ["method", "format", "mean_emitted", "mean_emitted_measured", "ar_steps",
+             "ar_steps_measured", "error", "trace", "problem"]  # fmt: skip
+    print(table[shown].round(3).fillna("").to_string(index=False))
+    found = accuracy(table)
+    print(
+        f"\n{found['n']} of {len(table)} runs compared in ar steps: median error "
+        f"{found['median']:.1%}, 95th percentile {found['p95']:.1%} ({table.attrs['origin']})"
+    )
     return 0
 
 
@@ -284,6 +310,8 @@ def _add_predict(commands) -> None:
     add("--draft-len", "--at-least", type=int, default=6, metavar="N", dest="draft_len",
         help="of a chain, or hierspec's minimum; 6")  # fmt: skip
     add("--narrow", type=int, metavar="N", help="rows of hierspec's narrow tree")
+    add("--against", type=Path, nargs="?", const=Path(), metavar="STORE",
+        help="instead: beside every run of a store; $HSPEC_STORE or ./hspec_runs")  # fmt: skip
     add("--prompt-tokens", type=int, default=512, metavar="N",
         help="of the request whose first token is timed; 512")  # fmt: skip
     _add_sources(parser)

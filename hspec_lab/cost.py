@@ -122,6 +122,7 @@ def stage_costs(
         **_names(target, draft),
         **costs.found,
         spread=costs.spread,
+        tokenizer=head.get("tokenizers", {}).get(target, ""),
         note=_note(head, rows),
         warnings=_warnings(rows, context),
     )

@@ -35,6 +35,7 @@ from hspec_lab.pipeline import (
 from hspec_lab.quantize import make_missing
 from hspec_lab.stages_folder import GROUP, STAGES, begin, draft_text, write_stages
 from hspec_lab.study import most_nodes
+from hspec_lab.text import tokenizer_id
 
 PLAIN_A_TURN, DRAFTED_A_TURN = 5, 8
 _SIZES = ("tree_size", "depth", "top_k", "at_least")
@@ -128,16 +129,20 @@ def measure_rounds(
     configs = {group: plan.config(*group) for group in plan.groups}
     for config in configs.values():
         check_sources(config)
+    tokenizers = {}
     for config in configs.values():
         make_missing(levels(config), progress)
         check(config)
         tokenizer = tokenizer_of(config)
+        tokenizers[config.target] = tokenizer_id(tokenizer)
         check_prompts(config, [tokenizer.encode(prompt).ids for prompt in prompts_of(config)])
     keys = {group: (group[0], draft_text(group[1])) for group in configs}
     weights = {" ".join(keys[group]): fingerprint(config) for group, config in configs.items()}
     found = conditions(plan.device, plan.threads)
     asked = {name: value for name, value in asdict(plan).items() if name != "drafts"}
-    table = begin(folder, found, asked | {"drafts": [key[1] for key in keys.values()]}, weights)
+    table = begin(
+        folder, found, asked | {"drafts": [key[1] for key in keys.values()]}, weights, tokenizers
+    )
     known, models, loaded = set(map(tuple, table[GROUP].to_numpy().tolist())), None, None
     for number, (group, key) in enumerate(keys.items()):
         if key in known:

@@ -14,7 +14,6 @@ what q has more than p; seen by itself, each follows q.
           much again for every position at which the models disagree, times the draft length
 """
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -51,6 +50,7 @@ from hspec_lab.pipeline import (
 )
 from hspec_lab.quantize import make_missing
 from hspec_lab.sample import SeededChoose, distribution
+from hspec_lab.text import tokenizer_id
 from hspec_lab.verify import Verifier
 
 # a trace stores ranks in 16 bits
@@ -83,7 +83,7 @@ def record(config: Config, folder: Path, progress: Progress | None = None) -> Tr
         config,
         conditions=conditions(config.device, config.threads),
         weights=fingerprint(config),
-        tokenizer=hashlib.sha256(tokenizer.to_str().encode()).hexdigest()[:12],
+        tokenizer=tokenizer_id(tokenizer),
         prompts=prompts,
     )
     found = begin_trace(Path(folder), head)

@@ -63,13 +63,20 @@ def draft_of(text: str) -> Drafting:
     return from_dict({"draft": json.loads(text)}).draft
 
 
-def begin(folder: Path, found: dict, plan: dict, weights: dict[str, str]) -> pd.DataFrame:
+def begin(
+    folder: Path,
+    found: dict,
+    plan: dict,
+    weights: dict[str, str],
+    tokenizers: dict[str, str],
+) -> pd.DataFrame:
     """Make a folder ready for measuring and note that a session begins.
 
     Args:
         found: the conditions now; `SAME_CONDITIONS` where they are known.
         plan: what is asked for; `SAME_PLAN` must be among it.
         weights: a fingerprint per group, by its target and draft.
+        tokenizers: `text.tokenizer_id` per target.
 
     Returns:
         the rows that `folder` holds already.
@@ -91,6 +98,7 @@ def begin(folder: Path, found: dict, plan: dict, weights: dict[str, str]) -> pd.
             _check_same(folder, f"weights of {group}", head["weights"][group], weights[group])
     session = {name: found.get(name) for name in ("date", "commit", "load_average")}
     head |= {"plan": plan, "weights": head.get("weights", {}) | weights}
+    head["tokenizers"] = head.get("tokenizers", {}) | tokenizers
     head["sessions"] = [*head.get("sessions", ()), session]
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(head, indent=1, allow_nan=False) + "\n"

@@ -1,5 +1,6 @@
 """Between text and token ids: loading a folder's tokenizer, and streaming text out again."""
 
+import hashlib
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -36,6 +37,11 @@ def _plain(tokenizer: Tokenizer) -> Tokenizer:
 def n_entries(tokenizer: Tokenizer) -> int:
     """One more than the largest id a tokenizer knows."""
     return max(tokenizer.get_vocab().values()) + 1
+
+
+def tokenizer_id(tokenizer: Tokenizer) -> str:
+    """Twelve hex digits that tell tokenizers apart."""
+    return hashlib.sha256(tokenizer.to_str().encode()).hexdigest()[:12]
 
 
 def check_same_vocabulary(first: Path, second: Path) -> None:
