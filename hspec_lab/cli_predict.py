@@ -373,11 +373,13 @@ def _confirm(options, short) -> int:
         raise ValueError("--confirm runs here: it belongs to --costs, not to --device")
     from hspec_lab.best import configs_of
     from hspec_lab.confirm import MOST_CONFIRMED, confirm
+    from hspec_lab.confirm_folder import verdict
 
     configs = configs_of(short[short["method"] != "ar"], threads=options.threads)
     with bar("run") as progress:
         table = confirm(configs[: MOST_CONFIRMED - 1], folder=options.out, progress=progress)
     print(f"\nmeasured, interleaved:\n{table.round(3).to_string(index=False)}")
+    print(verdict(table))
     return 0
 
 

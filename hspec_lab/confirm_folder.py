@@ -153,6 +153,16 @@ def speeds(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(found).sort_values("ar_steps", kind="stable", ignore_index=True)
 
 
+def verdict(table: pd.DataFrame) -> str:
+    """What `speeds` of the first target's drafters mean, in words."""
+    first = table.iloc[0]
+    if first["ar_steps"] >= 1 or first["draft"] is None:
+        return "measured: do not speculate, nothing was faster than ar"
+    told = f"{1 / first['ar_steps']:.2f}x ar ({1 / first['ar_steps_high']:.2f} to "
+    told += f"{1 / first['ar_steps_low']:.2f})"
+    return f"measured: {first['draft']!r} on {first['target']} decodes at {told}"
+
+
 def regret_of(rows: pd.DataFrame, pick: str) -> dict:
     """How much slower a configuration is than the fastest of all measured beside it.
 

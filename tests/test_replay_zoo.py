@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from exactness import MOST_IN_10_000, SMALLEST_GAP, differing_rounds
+from compared_rounds import MOST_IN_10_000, SMALLEST_GAP, differing_rounds
 
 from hspec_lab import zoo
 from hspec_lab.config import Chain, Config, Eagle2, Refine

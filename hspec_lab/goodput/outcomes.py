@@ -77,8 +77,13 @@ class Outcomes:
 
 
 def options_for(trace: Trace, costs: StageCosts) -> tuple[Drafting | None, ...]:
-    """A plain step and some sizes up to those recorded and measured, at most some 150."""
+    """A plain step and some sizes up to those recorded and measured, at most some 150.
+
+    A hierarchy's trace with the stages of a chain gives chains.
+    """
     draft = trace.draft
+    if isinstance(draft, Refine) and costs.head is None:
+        draft = Chain(draft.model, draft.at_least)
     if isinstance(draft, Chain):
         found = [replace(draft, draft_len=n) for n in range(1, draft.draft_len + 1)]
     elif isinstance(draft, Eagle2):
