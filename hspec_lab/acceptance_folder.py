@@ -30,8 +30,18 @@ from pyarrow import ArrowException
 
 from hspec_lab.config import Chain, Config, Eagle2, Refine, as_dict, from_dict
 from hspec_lab.store import read_head_file, replace_file
+from hspec_lab.study_folder import SAME_CONDITIONS
 
 SCHEMA_VERSION = 1
+_NEEDED = (
+    "config",
+    "conditions",
+    "weights",
+    "tokenizer",
+    "prompts",
+    "prompt_tokens",
+    "n_positions",
+)
 MAX_CHILD = 32
 TEXT = {
     "prompt": "int32",
@@ -116,9 +126,10 @@ class Trace:
 
     def caption(self) -> str:
         """What a figure made with this trace says of it."""
-        found = self.head["conditions"]
+        found, heat = self.head["conditions"], self.config.temperature
+        drawn = f", temperature {heat:g}" if heat else ""
         return (
-            f"acceptance replayed from {self.name} ({self.config.target}, "
+            f"acceptance replayed from {self.name} ({self.config.target}{drawn}, "
             f"{self.n_counted} positions, {found['date'][:10]})"
         )
 
@@ -138,13 +149,21 @@ def begin_trace(folder: Path, head: dict) -> Trace | None:
     if not (folder / "trace.json").exists():
         return None
     found = read_trace(folder)
-    for name in ("config", "weights", "tokenizer", "prompts"):
-        if found.head[name] != json.loads(json.dumps(head[name])):
+    told, now = (_facts(one) for one in (found.head, json.loads(json.dumps(head))))
+    for name in now:
+        if told.get(name) != now[name]:
             raise ValueError(
-                f"{folder} holds a trace with {name} {str(found.head[name])[:120]!r}, now it is "
-                f"{str(head[name])[:120]!r}: give another folder"
+                f"{folder} holds a trace with {name} {str(told.get(name))[:120]!r}, now it is "
+                f"{str(now[name])[:120]!r}: give another folder"
             )
     return found
+
+
+def _facts(head: dict) -> dict:
+    """What must not change while a trace is recorded."""
+    facts = {name: head[name] for name in ("weights", "tokenizer", "prompts")}
+    same = {name: head["conditions"].get(name) for name in SAME_CONDITIONS}
+    return head["config"] | facts | same
 
 
 def write_trace(folder: Path, head: dict, text: pd.DataFrame, states: pd.DataFrame) -> None:
@@ -181,7 +200,9 @@ def read_trace(folder: Path | str) -> Trace:
     """
     folder = Path(folder)
     head = read_head_file(folder / "trace.json", SCHEMA_VERSION, "acceptance trace")
-    tables = []
+    if missing := [name for name in _NEEDED if name not in head]:
+        raise ValueError(f"{folder / 'trace.json'} lacks {', '.join(missing)}")
+    n_prompts, tables = len(head["n_positions"]), []
     for name, wanted in (("text", TEXT), ("states", states_columns(_depth_of(head)))):
         path = folder / f"{name}.parquet"
         try:
@@ -189,6 +210,10 @@ def read_trace(folder: Path | str) -> Trace:
         except (OSError, ValueError, ArrowException) as error:
             raise ValueError(f"{path} is missing, damaged or cut off: {error}") from None
         _check_columns(path, table, wanted)
+        # a recording that was stopped between two files has a prompt more in its tables
+        table = table[table["prompt"] < n_prompts].reset_index(drop=True)
+        if table["prompt"].nunique() != n_prompts:
+            raise ValueError(f"{path} holds {table['prompt'].nunique()} of {n_prompts} prompts")
         tables.append(table)
     return Trace(folder.resolve().name, head, *tables)
 

@@ -72,6 +72,12 @@ def search(
         ValueError: there is no candidate, or a trace and its stages do not go together.
     """
     found, beyond, counted = [], 0, {}
+    candidates = list(candidates)
+    if len(heats := {trace.config.temperature for trace, _ in candidates}) > 1:
+        raise ValueError(
+            f"traces of temperatures {', '.join(f'{heat:g}' for heat in sorted(heats))} do not "
+            "compare: search those of one"
+        )
     for trace, costs in candidates:
         # a trace is walked once, however many devices it is priced on
         if id(trace) not in counted:
@@ -208,6 +214,8 @@ def _advised(plain: pd.Series, drafted: pd.Series | None) -> dict:
     low, high = (gain * drafted[f"speedup_{end}"] / drafted["speedup"] for end in ("low", "high"))
     between = f"{low:.2f} to {high:.2f}" if np.isfinite(low) else "of one prompt, so no interval"
     told = f"{drafted['draft']!r} on {drafted['target']} at {gain:.2f}x ({between})"
+    if plain["target"] != drafted["target"]:
+        told += f" over {plain['target']}, which was measured at another time"
     if gain <= 1:
         row, advice = plain, f"do not speculate: the best drafter is {told} of plain decoding"
     elif not low > 1:

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+from hspec_lab.cli_sources import add_sources, priced
 from hspec_lab.config import Chain, Config, Eagle2, Refine
 from hspec_lab.options import read_prompts
 from hspec_lab.terminal import bar, command, say
@@ -24,7 +25,9 @@ def _record(options) -> int:
     from hspec_lab.acceptance import interval, replay
     from hspec_lab.record import record
 
-    head = Eagle2(options.depth * options.top_k + 1, options.depth, options.top_k, options.head)
+    if options.max_new_tokens < 2:
+        raise ValueError(f"--max-new-tokens must be >= 2, got {options.max_new_tokens}")
+    head = Eagle2(64, options.depth, options.top_k, options.head)
     drafts = {
         "eagle2": head,
         "chain": Chain(options.intermediate, options.at_least),
@@ -46,9 +49,11 @@ def _record(options) -> int:
         return 130
     rounds = replay(trace, trace.draft)
     low, high = interval(rounds)
+    between = f", {low:.2f} to {high:.2f}" if low == low else ""
+    told = f"{rounds['n_emitted'].mean():.2f} tokens a round" if len(rounds) else "no round"
     print(
-        f"{options.out}: {trace.n_counted} positions, {len(trace.states)} states; at the largest "
-        f"sizes {rounds['n_emitted'].mean():.2f} tokens a round ({low:.2f} to {high:.2f}, replayed)"
+        f"{options.out}: {trace.n_counted} positions, {len(trace.states)} states; with trees of 64 "
+        f"and the largest other sizes {told} (replayed{between})"
     )
     return 0
 
@@ -81,125 +86,37 @@ def _add_record(commands) -> None:
     add("--out", type=Path, required=True, metavar="DIR", help="holds the trace; resumed")
 
 
-# ---- what predictions are made of ----------------------------------------------------------
-
-
-def _add_sources(parser) -> None:
-    add = parser.add_argument
-    add("--trace", nargs="+", metavar="DIR", help="default: those that ship with the zoo")
-    add("--costs", type=Path, metavar="DIR",
-        help="measured with `hspec measure --in-rounds`; default: those that ship")  # fmt: skip
-    add("--device", nargs="+", metavar="NAME",
-        help="instead: the roofline of devices (see `hspec devices`), or all")  # fmt: skip
-    add("--calibrate", type=Path, metavar="DIR",
-        help="cost curves measured on that device: the roofline is fitted to them")  # fmt: skip
-    add("--target", metavar="REF", help="what would run there, shape:llama-3-70b@w4a16-g128 say")
-    add("--intermediate", metavar="REF", help="its intermediate model")
-    add("--context", type=int, metavar="N", help="tokens stored; default: as measured, or 512")
-    add("--allow", nargs="+", default=[], metavar="WHAT",
-        choices=("scheme", "model", "tokenizer", "top_k"),
-        help="where acceptance and costs may differ: scheme, model, tokenizer, top_k")  # fmt: skip
-
-
-def _traces(options) -> list:
-    from hspec_lab.acceptance_folder import read_trace, shipped_traces
-
-    if options.trace:
-        return [read_trace(folder) for folder in options.trace]
-    return shipped_traces()
-
-
-def _stages(options) -> tuple:
-    from hspec_lab.stages_folder import read_stages, shipped_stages
-
-    return read_stages(options.costs) if options.costs else shipped_stages()
-
-
-def _pairs(options, traces) -> list[tuple]:
-    """Traces with the stages that they are priced with."""
-    if options.device:
-        return _on_devices(options, traces)
-    if options.calibrate or options.target or options.intermediate:
-        raise ValueError("--calibrate, --target and --intermediate belong to --device")
-    from hspec_lab.cost import stage_costs
-
-    measured = _stages(options)
-    pairs, problems = [], []
-    for trace in traces:
-        drafts = [trace.draft]
-        if isinstance(trace.draft, Refine):
-            # a chain's rounds are measured for themselves
-            drafts.append(Chain(trace.draft.model, trace.draft.at_least))
-        try:
-            found = [stage_costs(measured, trace.config.target, d, options.context) for d in drafts]
-        except ValueError as error:
-            problems.append(f"{trace.name}: {error}")
-            continue
-        pairs += [(trace, costs) for costs in found]
-    for problem in problems if pairs else ():
-        say(f"note: left out {problem}")
-    if not pairs:
-        raise ValueError(f"no trace has measured stages: {problems[0] if problems else 'none'}")
-    return pairs
-
-
-def _on_devices(options, traces) -> list[tuple]:
-    from hspec_lab import device as devices
-    from hspec_lab.roofline import calibrate, stage_costs
-    from hspec_lab.store import read_cost
-
-    names = devices.known() if options.device == ["all"] else options.device
-    if options.calibrate and len(names) != 1:
-        raise ValueError("--calibrate fits one device's roofline: name that device alone")
-    pairs = []
-    for name in names:
-        device, fitted = devices.load(name), None
-        if options.calibrate:
-            fitted = calibrate(device, read_cost(options.calibrate)[1])
-        for trace in traces:
-            config, below = trace.config, None
-            if isinstance(config.draft, Chain | Refine):
-                below = options.intermediate or config.draft.model
-            where = {"top_k": trace.eagle.top_k if trace.eagle else 8, "calibration": fitted}
-            where["context"] = options.context or 512
-            try:
-                costs = stage_costs(device, options.target or config.target, below, **where)
-            except ValueError as error:
-                say(f"note: left out {name}: {error}")
-                break
-            pairs.append((trace, costs))
-    if not pairs:
-        raise ValueError(f"no stages for {', '.join(names)}")
-    return pairs
-
-
 # ---- predict ---------------------------------------------------------------------------------
 
 
 def _predict(options) -> int:
     if options.against is not None:
         return _against(options)
+    if options.prompt_tokens < 1:
+        raise ValueError(f"--prompt-tokens must be >= 1, got {options.prompt_tokens}")
     from hspec_lab.predict import predict
 
-    shown = []
-    for trace, costs in _pairs(options, _traces(options)):
-        draft = _asked(options, trace)
-        if draft is _NOT_THERE:
+    seen = set()
+    for source in priced(options):
+        draft = _asked(options, source.trace)
+        again = (source.costs.device, source.costs.target, draft)
+        if draft is _NOT_THERE or not source.is_for(draft) or again in seen:
             continue
-        found = predict(trace, draft, costs, allow=options.allow)
-        shown.append(found)
+        seen.add(again)
+        costs = source.costs
+        found = predict(source.trace, draft, costs, allow=options.allow)
         low, high = found.speedup_low, found.speedup_high
         print(
-            f"{costs.device}: {costs.target}, {draft!r}\n"
+            f"{costs.device}: {costs.target}, {draft or 'ar'!r}\n"
             f"  {found.us_per_token:.0f} us a token ({found.us_per_token_low:.0f} to "
             f"{found.us_per_token_high:.0f}), {found.speedup:.2f}x ar ({low:.2f} to {high:.2f}), "
             f"{found.mean_emitted:.2f} tokens a round"
         )
         table = found.phases[["phase", "us_per_emitted", "us_per_round", "share"]].round(3)
         print("  " + table.to_string(index=False).replace("\n", "\n  "))
-        _tell_request(options, costs, draft, found)
+        _tell_request(options.prompt_tokens, source, draft, found)
         print(f"  {found.caption()['origin']}: {found.caption()['note']}\n")
-    if not shown:
+    if not seen:
         raise ValueError(f"no trace answers for {options.method}; record one with `hspec record`")
     return 0
 
@@ -211,15 +128,17 @@ def _against(options) -> int:
 
     if options.device:
         raise ValueError("--against compares with runs of this device: leave out --device")
-    traces = _traces(options)
-    costs = [costs for _, costs in _pairs(options, traces)]
-    runs = list(open_store(None if options.against == Path() else options.against))
+    sources = priced(options)
+    traces = list(dict.fromkeys(source.trace for source in sources))
+    costs = [source.costs for source in sources]
+    store = open_store(options.against or None)
+    runs = list(store)
     if not runs:
-        raise ValueError("no runs in the store")
+        raise ValueError(f"no runs in {store.root}")
     table = against_runs([(run.head, run.rounds, run.spans) for run in runs], traces, costs)
     shown = ["method", "format", "mean_emitted", "mean_emitted_measured", "ar_steps",
              "ar_steps_measured", "error", "trace", "problem"]  # fmt: skip
-    print(table[shown].round(3).fillna("").to_string(index=False))
+    print(table[shown].round(3).to_string(index=False, na_rep=""))
     found = accuracy(table)
     print(
         f"\n{found['n']} of {len(table)} runs compared in ar steps: median error "
@@ -228,54 +147,25 @@ def _against(options) -> int:
     return 0
 
 
-def _tell_request(options, costs, draft, found) -> None:
-    """What a whole request takes: memory, the first token, and when speculation pays."""
+def _tell_request(n: int, source, draft, found) -> None:
+    """What a whole request takes: the first token, when speculation pays, and memory."""
     from hspec_lab.request import break_even, memory, time_to_first_token
 
-    device = _device_of(costs) if options.device else None
-    prefills = _prefills(options, costs, draft, device)
-    n = options.prompt_tokens
-    first, plain = (time_to_first_token(some, n)["us"].sum() / 1e3 for some in prefills)
+    costs, device = source.costs, source.device
+    first, plain = (
+        time_to_first_token(some, n)["us"].sum() / 1e3 for some in source.prefills(draft)
+    )
     pays = break_even(1e3 * first, 1e3 * plain, found.us_per_token, costs.plain_us)
     told = "never" if pays == float("inf") else f"from {pays:.0f} tokens of output on"
     print(
         f"  first token behind {n} of prompt after {first:.1f} ms ({plain:.1f} ms plainly), "
         f"so it pays {told} ({costs.origin})"
     )
-    kind = "cpu" if device is None else device.kind
-    needs = memory(_memory(kind, costs, draft), device and device.memory_bytes)
+    needs = memory(source.memory(draft, n), device and device.memory_bytes)
     fit = "" if device is None else ", fits" if needs["fits"].all() else f", NOT on {device.title}"
     parts = zip(needs["level"], needs["total_bytes"], strict=True)
     told = ", ".join(f"{level} {n_bytes / 1e9:.3g} GB" for level, n_bytes in parts)
     print(f"  memory: {told}{fit} (computed)")
-
-
-def _device_of(costs):
-    from hspec_lab import device as devices
-
-    titles = {devices.load(name).title: name for name in devices.known()}
-    return devices.load(titles[costs.device])
-
-
-def _prefills(options, costs, draft, device) -> tuple[list, list]:
-    """Prefills of all levels, and of the target in plain decoding."""
-    from hspec_lab.config import method_of
-    from hspec_lab.request import Prefill, prefills_of_rounds
-    from hspec_lab.roofline import prefill_us, split_reference
-
-    if device is None:
-        table = _stages(options)[1]
-        methods = (method_of(draft), "ar")
-        return tuple(prefills_of_rounds(table, costs.target, method) for method in methods)
-    names = {"target": costs.target}
-    if isinstance(draft, Chain | Refine):
-        names["intermediate"] = costs.intermediate
-    models = {level: split_reference(name) for level, name in names.items()}
-    found = [
-        Prefill(level, lambda n, model=model: prefill_us(*model, n, device), costs.origin)
-        for level, model in models.items()
-    ]
-    return found, found[:1]
 
 
 _NOT_THERE = object()
@@ -285,7 +175,7 @@ def _asked(options, trace):
     """The drafter asked for with a trace's models; `_NOT_THERE` when it is another method's."""
     head, recorded = trace.eagle, trace.draft
     if head is not None:
-        depth = options.depth or min(4, head.depth)
+        depth = min(4, head.depth) if options.depth is None else options.depth
         head = replace(head, tree_size=options.tree_size, depth=depth)
     if options.method == "ar":
         return None
@@ -310,11 +200,11 @@ def _add_predict(commands) -> None:
     add("--draft-len", "--at-least", type=int, default=6, metavar="N", dest="draft_len",
         help="of a chain, or hierspec's minimum; 6")  # fmt: skip
     add("--narrow", type=int, metavar="N", help="rows of hierspec's narrow tree")
-    add("--against", type=Path, nargs="?", const=Path(), metavar="STORE",
+    add("--against", type=Path, nargs="?", const=False, metavar="STORE",
         help="instead: beside every run of a store; $HSPEC_STORE or ./hspec_runs")  # fmt: skip
     add("--prompt-tokens", type=int, default=512, metavar="N",
         help="of the request whose first token is timed; 512")  # fmt: skip
-    _add_sources(parser)
+    add_sources(parser)
 
 
 # ---- best ------------------------------------------------------------------------------------
@@ -323,8 +213,14 @@ def _add_predict(commands) -> None:
 def _best(options) -> int:
     from hspec_lab.best import best, search, shortlist
 
-    pairs = _pairs(options, _traces(options))
-    table = search(pairs, allow=options.allow, fits=_fits if options.device else None)
+    if options.confirm and options.device:
+        raise ValueError("--confirm runs here: it belongs to --costs, not to --device")
+    if not 1 <= options.top <= 10:
+        raise ValueError(f"--top must be 1..10, got {options.top}")
+    sources = {id(source.costs): source for source in priced(options)}
+    fits = (lambda costs, draft: sources[id(costs)].fits(draft)) if options.device else None
+    pairs = [(source.trace, source.costs) for source in sources.values()]
+    table = search(pairs, allow=options.allow, fits=fits)
     if n := table.attrs["beyond"]:
         say(f"note: {n} settings lie beyond the measured curves and were left out")
     found = best(table)
@@ -339,45 +235,23 @@ def _best(options) -> int:
     )
     for warning in dict.fromkeys(filter(None, short["warnings"])):
         say(f"note: {warning}")
-    return _confirm(options, short) if options.confirm else 0
+    return _confirm(options, short, list(sources.values())) if options.confirm else 0
 
 
-def _fits(costs, draft) -> bool:
-    """Whether a configuration fits its device's memory."""
-    from hspec_lab.roofline import fits
-
-    device = _device_of(costs)
-    return fits(device, _memory(device.kind, costs, draft).values())
-
-
-def _memory(kind: str, costs, draft) -> dict:
-    """What each level of a configuration needs, by name."""
-    from hspec_lab.acceptance import head_draft
-    from hspec_lab.roofline import head_bytes, memory_bytes, split_reference
-    from hspec_lab.scheme import parse
-
-    names = {"target": costs.target}
-    if isinstance(draft, Chain | Refine):
-        names["intermediate"] = costs.intermediate
-    shapes = {level: split_reference(name) for level, name in names.items()}
-    found = {level: memory_bytes(*shape, costs.context, kind) for level, shape in shapes.items()}
-    if head_draft(draft) is not None:
-        serves = shapes.get("intermediate", shapes["target"])[0]
-        scheme = parse(costs.head.rpartition("@")[2] if "@" in costs.head else "fp32")
-        found["head"] = head_bytes(serves, scheme, costs.context, kind)
-    return found
-
-
-def _confirm(options, short) -> int:
-    if options.device:
-        raise ValueError("--confirm runs here: it belongs to --costs, not to --device")
+def _confirm(options, short, sources) -> int:
     from hspec_lab.best import configs_of
-    from hspec_lab.confirm import MOST_CONFIRMED, confirm
+    from hspec_lab.confirm import confirm
     from hspec_lab.confirm_folder import verdict
 
-    configs = configs_of(short[short["method"] != "ar"], threads=options.threads)
+    asked = sources[0].trace.config
+    threads = options.threads or sources[0].measured[0]["conditions"]["threads"]
+    some = {"threads": threads, "temperature": asked.temperature, "prompts": asked.prompts}
+    configs = configs_of(short[short["method"] != "ar"], **some)
+    if not configs:
+        say("nothing to confirm: no drafter is among them")
+        return 0
     with bar("run") as progress:
-        table = confirm(configs[: MOST_CONFIRMED - 1], folder=options.out, progress=progress)
+        table = confirm(configs, folder=options.out, progress=progress)
     print(f"\nmeasured, interleaved:\n{table.round(3).to_string(index=False)}")
     print(verdict(table))
     return 0
@@ -386,11 +260,11 @@ def _confirm(options, short) -> int:
 def _add_best(commands) -> None:
     words = "Find the fastest setting, for this device or for others, and confirm it by real runs."
     parser = command(commands, "best", _best, words)
-    _add_sources(parser)
+    add_sources(parser)
     add = parser.add_argument
     add("--top", type=int, default=8, metavar="N", help="how many to list, and to confirm; 8")
     add("--confirm", action="store_true", help="run the shortlist, taking turns with ar")
-    add("--threads", type=int, default=2, metavar="N", help="of these runs; 2")
+    add("--threads", type=int, metavar="N", help="of these runs; as the stages were measured")
     add("--out", type=Path, metavar="DIR", help="keeps their rows")
 
 

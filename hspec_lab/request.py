@@ -15,6 +15,7 @@ from typing import Protocol
 import numpy as np
 import pandas as pd
 
+from hspec_lab.config import split_model
 from hspec_lab.roofline.memory import USABLE
 
 
@@ -76,7 +77,10 @@ def prefills_of_rounds(stages: pd.DataFrame, target: str, method: str) -> list[P
         ValueError: no prefill of it was measured.
     """
     rows = stages[stages["phase"] == "prefill"]
-    rows = rows[(rows["target"] == target) & (rows["method"] == method)]
+    same = np.array(
+        [split_model(name) == split_model(target) for name in rows["target"]], dtype=bool
+    )
+    rows = rows[same & (rows["method"] == method)]
     # a prompt may have been read more than once, in another turn
     spans = rows.rename(columns={"us": "duration_us"}).assign(
         prompt=rows.groupby(["draft", "prompt", "turn"]).ngroup(), warmup=False
