@@ -304,7 +304,7 @@ def test_what_cannot_be_replayed_is_refused_before_anything_is_decoded(zoo, trac
 def test_a_folder_of_another_trace_is_refused(zoo, traces, tmp_path):
     trace = traces["eagle2"]
     write_trace(tmp_path / "t", trace.head, trace.text, trace.states)
-    with pytest.raises(ValueError, match="holds a trace with config"):
+    with pytest.raises(ValueError, match="holds a trace with seed"):
         record(replace(trace.config, seed=3), tmp_path / "t")
 
 
