@@ -40,6 +40,7 @@ def main() -> None:
     parser.add_argument("--settings", type=int, default=200)
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--target", default="zoo:target@fp32")
+    parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     traces = [
         trace
@@ -50,7 +51,7 @@ def main() -> None:
     ]
     single = next(trace for trace in traces if isinstance(trace.draft, Eagle2))
     hierarchy = next(trace for trace in traces if isinstance(trace.draft, Refine))
-    draw, models, n_rounds, gaps = random.Random(0), Models(), 0, []
+    draw, models, n_rounds, gaps = random.Random(options.seed), Models(), 0, []
     with bar("setting") as progress:
         for number in range(options.settings):
             progress(number, options.settings, f"{n_rounds} rounds, {len(gaps)} differ")
@@ -58,6 +59,8 @@ def main() -> None:
             trace = hierarchy if is_below else single
             n, found = differing_rounds(trace, draft, models, max_new_tokens=options.tokens)
             n_rounds, gaps = n_rounds + n, gaps + found
+            for gap in found:
+                print(f"{draft!r} differs, deciding gap {gap:.1e}", flush=True)
     told = ", ".join(f"{gap:.1e}" for gap in gaps) or "none"
     print(
         f"{options.target}: {options.settings} settings, {n_rounds} rounds compared, {len(gaps)} "
