@@ -16,7 +16,16 @@ import numpy as np
 import pandas as pd
 
 from hspec_lab.acceptance_folder import Trace
-from hspec_lab.config import Chain, Drafting, Eagle2, Refine, Static, split_model
+from hspec_lab.config import (
+    Chain,
+    Drafting,
+    Eagle2,
+    Refine,
+    Static,
+    head_draft,
+    most_nodes,
+    split_model,
+)
 
 # behind every state: a verifying model that never disagrees with the target
 _NEVER = np.iinfo(np.int32).max // 2
@@ -64,18 +73,6 @@ class Totals:
         """Tokens a round emits; NaN where there was none."""
         with np.errstate(invalid="ignore", divide="ignore"):
             return self.n_emitted / self.n_rounds
-
-
-def most_nodes(draft: Eagle2) -> int:
-    """Nodes of a tree, the root included: what was asked for, or as many as there are."""
-    return min(draft.tree_size, 1 + draft.top_k + (draft.depth - 1) * draft.top_k**2)
-
-
-def head_draft(draft: Drafting | None) -> Eagle2 | None:
-    """The draft head's settings at the bottom of a hierarchy; None without one."""
-    while isinstance(draft, Refine):
-        draft = draft.draft
-    return draft if isinstance(draft, Eagle2) else None
 
 
 class Walk:

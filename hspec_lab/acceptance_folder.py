@@ -28,7 +28,7 @@ import numpy as np
 import pandas as pd
 from pyarrow import ArrowException
 
-from hspec_lab.config import Chain, Config, Eagle2, Refine, as_dict, from_dict
+from hspec_lab.config import Chain, Config, Eagle2, Refine, as_dict, from_dict, head_draft
 from hspec_lab.store import read_head_file, replace_file
 from hspec_lab.study_folder import SAME_CONDITIONS
 
@@ -100,10 +100,7 @@ class Trace:
     @property
     def eagle(self) -> Eagle2 | None:
         """The draft head's settings; None for a chain."""
-        draft = self.config.draft
-        while isinstance(draft, Refine):
-            draft = draft.draft
-        return draft if isinstance(draft, Eagle2) else None
+        return head_draft(self.config.draft)
 
     @property
     def depth(self) -> int:

@@ -10,10 +10,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from hspec_lab.acceptance import Totals, check_covered, head_draft, most_nodes, trace_walk
+from hspec_lab.acceptance import Totals, check_covered, trace_walk
 from hspec_lab.acceptance_folder import Trace
 from hspec_lab.acceptance_lanes import Rounds, walk_rounds
-from hspec_lab.config import Chain, Drafting, Eagle2, Refine
+from hspec_lab.config import Chain, Drafting, Eagle2, Refine, head_draft, most_nodes
 
 
 def grid(

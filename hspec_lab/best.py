@@ -17,9 +17,8 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import pandas as pd
 
-from hspec_lab.acceptance import head_draft
 from hspec_lab.acceptance_folder import Trace
-from hspec_lab.config import Config, Drafting
+from hspec_lab.config import Config, Drafting, head_draft
 from hspec_lab.matching import check_fits
 from hspec_lab.pricing import plain_row, rows_of
 from hspec_lab.space import Space, kinds, of_prompts

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from hspec_lab.acceptance import head_draft
 from hspec_lab.acceptance_folder import Trace, read_trace, shipped_traces
-from hspec_lab.config import Chain, Drafting, Refine, method_of
+from hspec_lab.config import Chain, Drafting, Refine, head_draft, method_of
 from hspec_lab.device import Device, known, load
 from hspec_lab.request import Prefill, prefills_of_rounds
 from hspec_lab.roofline import (

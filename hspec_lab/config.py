@@ -353,6 +353,23 @@ def method_of(draft: Drafting | None) -> str:
     return "ar" if draft is None else names[type(draft)]
 
 
+def head_draft(draft: Drafting | None) -> Eagle2 | None:
+    """The dynamic tree at the bottom of a hierarchy; None without one."""
+    while isinstance(draft, Refine):
+        draft = draft.draft
+    return draft if isinstance(draft, Eagle2) else None
+
+
+def pool_nodes(draft: Eagle2) -> int:
+    """How many nodes, the root included, a draft has to choose from."""
+    return 1 + draft.top_k + (draft.depth - 1) * draft.top_k**2
+
+
+def most_nodes(draft: Eagle2) -> int:
+    """Nodes of a tree, the root included: what was asked for, or as many as there are."""
+    return min(draft.tree_size, pool_nodes(draft))
+
+
 def as_dict(config: Config) -> dict:
     """A JSON-ready form; drafters carry their class name under `kind`."""
 

@@ -17,7 +17,7 @@ from pyarrow import ArrowException
 
 from hspec_lab.config import from_dict
 from hspec_lab.store import read_head_file, replace_file
-from hspec_lab.study_folder import SAME_CONDITIONS
+from hspec_lab.study_folder import SAME_CONDITIONS, check_same
 
 SCHEMA_VERSION = 1
 ROWS = {
@@ -56,11 +56,11 @@ def begin(folder: Path, found: dict, plan: dict, weights: dict[str, str]) -> pd.
     if (folder / "confirm.json").exists():
         head = read_head_file(folder / "confirm.json", SCHEMA_VERSION, "record of real runs")
         for name in SAME_CONDITIONS:
-            _check_same(folder, name, head["conditions"].get(name), found.get(name))
+            check_same(folder, name, head["conditions"].get(name), found.get(name))
         for name, value in plan.items():
-            _check_same(folder, name, head["plan"].get(name), value)
+            check_same(folder, name, head["plan"].get(name), value)
         for name in sorted(set(head["weights"]) & set(weights)):
-            _check_same(folder, f"weights of {name}", head["weights"][name], weights[name])
+            check_same(folder, f"weights of {name}", head["weights"][name], weights[name])
         rows = read_rows(folder)
     head |= {"schema": SCHEMA_VERSION, "kind": "measured", "plan": plan}
     head["weights"] = head["weights"] | weights
@@ -68,14 +68,6 @@ def begin(folder: Path, found: dict, plan: dict, weights: dict[str, str]) -> pd.
     text = json.dumps(head, indent=1, allow_nan=False) + "\n"
     replace_file(folder / "confirm.json", lambda path: path.write_text(text, encoding="utf-8"))
     return rows
-
-
-def _check_same(folder: Path, name: str, stored, found) -> None:
-    if stored != found:
-        raise ValueError(
-            f"{folder} was measured with {name} {repr(stored)[:120]}, now it is "
-            f"{repr(found)[:120]}: give another folder"
-        )
 
 
 def write_rows(folder: Path, rows: pd.DataFrame) -> None:

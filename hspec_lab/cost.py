@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from hspec_lab.config import Chain, Drafting, Eagle2, Refine, split_model
+from hspec_lab.config import Chain, Drafting, Eagle2, Refine, head_draft, most_nodes, split_model
 from hspec_lab.curve import corner as corner
 from hspec_lab.curve import knee as knee
 from hspec_lab.curve import plateaus as plateaus
@@ -111,7 +111,7 @@ def stage_costs(
         below = most_rows(largest.draft) if isinstance(largest, Refine) else 2
         costs.level("intermediate_us", phase, "intermediate", below)
         costs.level("accept_intermediate_us", "accept", "intermediate", below)
-    if (eagle := _head_of(largest)) is not None:
+    if (eagle := head_draft(largest)) is not None:
         costs.of_head(eagle)
     return StageCosts(
         origin="measured",
@@ -133,7 +133,7 @@ def most_rows(draft: Drafting | None) -> int:
     if draft is None:
         return 0
     if isinstance(draft, Eagle2):
-        return min(draft.tree_size, 1 + draft.top_k + (draft.depth - 1) * draft.top_k**2)
+        return most_nodes(draft)
     if isinstance(draft, Chain):
         return draft.draft_len + 1
     return max(draft.at_least + _most_kept(draft.draft) + 1, draft.tree_size or 0)
@@ -180,18 +180,12 @@ def _covers(largest: Drafting, draft: Drafting) -> bool:
     return not isinstance(draft, Refine) or _covers(largest.draft, draft.draft)
 
 
-def _head_of(draft: Drafting | None) -> Eagle2 | None:
-    while isinstance(draft, Refine):
-        draft = draft.draft
-    return draft if isinstance(draft, Eagle2) else None
-
-
 def _names(target: str, draft: Drafting | None) -> dict:
     """References of the levels below the target; an unnamed head lies beside its model."""
     if draft is None:
         return {}
     below = None if isinstance(draft, Eagle2) else draft.model
-    if (eagle := _head_of(draft)) is None:
+    if (eagle := head_draft(draft)) is None:
         return {"intermediate": below}
     serves = split_model(below or target)[0]
     head = eagle.head or f"{serves}-eagle2"

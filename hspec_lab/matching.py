@@ -8,9 +8,8 @@ a warning that every figure carries.
 from collections.abc import Iterable
 from dataclasses import replace
 
-from hspec_lab.acceptance import head_draft
 from hspec_lab.acceptance_folder import Trace
-from hspec_lab.config import Chain, Drafting, Eagle2, Refine, split_model
+from hspec_lab.config import Chain, Drafting, Eagle2, Refine, head_draft, split_model
 from hspec_lab.stages import StageCosts
 
 MAY_DIFFER = ("scheme", "model", "tokenizer", "top_k")

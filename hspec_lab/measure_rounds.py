@@ -20,7 +20,7 @@ from time import monotonic
 import numpy as np
 import pandas as pd
 
-from hspec_lab.config import Chain, Config, Drafting, Eagle2, Refine
+from hspec_lab.config import Chain, Config, Drafting, Eagle2, Refine, most_nodes
 from hspec_lab.draft import Eagle2Drafter, RefineDrafter
 from hspec_lab.experiment import Progress, Session, conditions, prompts_of
 from hspec_lab.pipeline import (
@@ -34,7 +34,6 @@ from hspec_lab.pipeline import (
 )
 from hspec_lab.quantize import make_missing
 from hspec_lab.stages_folder import GROUP, STAGES, begin, draft_text, write_stages
-from hspec_lab.study import most_nodes
 from hspec_lab.text import tokenizer_id
 
 PLAIN_A_TURN, DRAFTED_A_TURN = 5, 8
@@ -219,7 +218,7 @@ class _Rounds:
             sizes.setdefault(name, getattr(owner, name))
         size, depth = sizes.get("tree_size", 0), sizes.get("depth", 0)
         if size:
-            size = min(size, most_nodes(Eagle2(size, depth, self.top_k)))
+            size = most_nodes(Eagle2(size, depth, self.top_k))
         return size, depth, self.top_k, sizes.get("at_least", 0)
 
     def _keep(self) -> None:

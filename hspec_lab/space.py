@@ -4,10 +4,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from hspec_lab.acceptance import Totals, most_nodes
+from hspec_lab.acceptance import Totals
 from hspec_lab.acceptance_folder import Trace
 from hspec_lab.acceptance_grid import chain_grid, grid
-from hspec_lab.config import Chain, Drafting, Eagle2, Refine
+from hspec_lab.config import Chain, Drafting, Eagle2, Refine, most_nodes
 from hspec_lab.static_trees import propose, replay_static
 
 

@@ -9,8 +9,8 @@ passes are drafting; everywhere else the intermediate model's passes are verifyi
 import numpy as np
 import pandas as pd
 
-from hspec_lab.acceptance import Totals, head_draft, most_nodes
-from hspec_lab.config import Drafting
+from hspec_lab.acceptance import Totals
+from hspec_lab.config import Drafting, head_draft, most_nodes
 from hspec_lab.stages import StageCosts
 from hspec_lab.terms import ROUND_PHASES
 

@@ -26,10 +26,10 @@ from hspec_lab.config import (
     split_model,
 )
 from hspec_lab.store import read_head_file, replace_file
+from hspec_lab.study_folder import SAME_CONDITIONS, check_same
 
 SCHEMA_VERSION = 1
-# what must not change within a folder
-SAME_CONDITIONS = ("device", "gpu", "cpu", "threads", "torch")
+# what must not change within a folder, beside `SAME_CONDITIONS`
 SAME_PLAN = ("prompts", "n_prompts", "max_new_tokens")
 GROUP = ["target", "draft"]
 STAGES = {
@@ -91,11 +91,11 @@ def begin(
     if (folder / "stages.json").exists():
         head, table = read_stages(folder)
         for name in SAME_CONDITIONS:
-            _check_same(folder, name, head["conditions"].get(name), found.get(name))
+            check_same(folder, name, head["conditions"].get(name), found.get(name))
         for name in SAME_PLAN:
-            _check_same(folder, name, head["plan"].get(name), plan[name])
+            check_same(folder, name, head["plan"].get(name), plan[name])
         for group in sorted(set(head["weights"]) & set(weights)):
-            _check_same(folder, f"weights of {group}", head["weights"][group], weights[group])
+            check_same(folder, f"weights of {group}", head["weights"][group], weights[group])
     session = {name: found.get(name) for name in ("date", "commit", "load_average")}
     head |= {"plan": plan, "weights": head.get("weights", {}) | weights}
     head["tokenizers"] = head.get("tokenizers", {}) | tokenizers
@@ -154,14 +154,6 @@ def _without_sizes(draft):
         model, inner = "@".join(split_model(draft.model)), _without_sizes(draft.draft)
         return replace(draft, model=model, draft=inner, at_least=1)
     return draft
-
-
-def _check_same(folder: Path, name: str, stored, found) -> None:
-    if stored != found:
-        raise ValueError(
-            f"{folder} was measured with {name} {stored!r}, now it is {found!r}: "
-            "give another folder"
-        )
 
 
 def _nothing() -> pd.DataFrame:

@@ -21,7 +21,14 @@ from pathlib import Path
 import pandas as pd
 
 from hspec_lab import measure
-from hspec_lab.config import CPU_FORMATS, DEVICE_FORMATS, Config, Eagle2, split_model
+from hspec_lab.config import (
+    CPU_FORMATS,
+    DEVICE_FORMATS,
+    Config,
+    Eagle2,
+    pool_nodes,
+    split_model,
+)
 from hspec_lab.experiment import Progress, Session, conditions, prompts_of
 from hspec_lab.pipeline import (
     Models,
@@ -100,13 +107,8 @@ class Plan:
             (size, depth)
             for depth in self.depths
             for size in self.tree_sizes
-            if size <= most_nodes(Eagle2(size, depth, self.top_k))
+            if size <= pool_nodes(Eagle2(size, depth, self.top_k))
         ]
-
-
-def most_nodes(draft: Eagle2) -> int:
-    """How many nodes, the root included, there are to choose from."""
-    return 1 + draft.top_k + (draft.depth - 1) * draft.top_k**2
 
 
 def config_of(plan: Plan, model: str, tree_size: int = 0, depth: int = 0) -> Config:

@@ -64,11 +64,11 @@ def begin(folder: Path, found: dict, plan: dict, weights: dict[str, str]) -> pd.
     if (folder / "study.json").exists():
         head = read_head(folder)
         for name in SAME_CONDITIONS:
-            _check_same(folder, name, head["conditions"].get(name), found.get(name))
+            check_same(folder, name, head["conditions"].get(name), found.get(name))
         for name in SAME_PLAN:
-            _check_same(folder, name, head["plan"].get(name), plan[name])
+            check_same(folder, name, head["plan"].get(name), plan[name])
         for reference in sorted(set(head["weights"]) & set(weights)):
-            _check_same(
+            check_same(
                 folder, f"weights of {reference}", head["weights"][reference], weights[reference]
             )
         cells = read_cells(folder)
@@ -81,11 +81,12 @@ def begin(folder: Path, found: dict, plan: dict, weights: dict[str, str]) -> pd.
     return cells
 
 
-def _check_same(folder: Path, name: str, stored, found) -> None:
+def check_same(folder: Path, name: str, stored, found) -> None:
+    """ValueError where a folder was measured under other conditions, plans or weights."""
     if stored != found:
         raise ValueError(
-            f"{folder} was measured with {name} {stored!r}, now it is {found!r}: "
-            "give another folder"
+            f"{folder} was measured with {name} {repr(stored)[:120]}, now it is "
+            f"{repr(found)[:120]}: give another folder"
         )
 
 

@@ -5,7 +5,8 @@ from dataclasses import replace
 import numpy as np
 
 from hspec_lab import record as recording
-from hspec_lab.acceptance import head_draft, replay
+from hspec_lab.acceptance import replay
+from hspec_lab.config import head_draft
 from hspec_lab.experiment import Session
 
 COUNTS = ["round", "kv_len", "n_proposed", "n_accepted", "n_emitted"]

@@ -8,10 +8,10 @@ import pytest
 from traces import random_trace
 
 from hspec_lab import acceptance_lanes
-from hspec_lab.acceptance import Totals, most_nodes, replay, totals_of
+from hspec_lab.acceptance import Totals, replay, totals_of
 from hspec_lab.acceptance_folder import read_trace, write_trace
 from hspec_lab.acceptance_grid import chain_grid, grid, point
-from hspec_lab.config import Chain, Eagle2, Refine
+from hspec_lab.config import Chain, Eagle2, Refine, most_nodes
 
 SIZES = [1, 2, 3, 5, 8, 13, 70]
 TEXTS = {

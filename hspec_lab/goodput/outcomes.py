@@ -13,9 +13,9 @@ from itertools import product
 
 import numpy as np
 
-from hspec_lab.acceptance import Totals, accepted, check_covered, head_draft, most_nodes, trace_walk
+from hspec_lab.acceptance import Totals, accepted, check_covered, trace_walk
 from hspec_lab.acceptance_folder import Trace
-from hspec_lab.config import Chain, Drafting, Eagle2, Refine
+from hspec_lab.config import Chain, Drafting, Eagle2, Refine, head_draft, most_nodes
 from hspec_lab.control import levels_of
 from hspec_lab.matching import caption, check_fits
 from hspec_lab.stage_times import phase_us, stage_us
