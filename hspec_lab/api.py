@@ -24,6 +24,7 @@ def run(
     root: Path | str | None = None,
     progress: Progress | None = None,
     again: bool = False,
+    modules: bool = False,
 ) -> Run:
     """Decode a config's prompts, or return the stored run of the same config on this machine.
 
@@ -31,6 +32,8 @@ def run(
         root: the store; $HSPEC_STORE or ./hspec_runs when None.
         progress: called with tokens done, tokens in all and a few words; a progress bar when None.
         again: measure even when a stored run would answer.
+        modules: also time attention, mlp and lm_head inside the phases (CPU); measures again
+            unless the stored run has them.
 
     Raises:
         ValueError: something about the config, a checkpoint or a prompt is wrong.
@@ -42,8 +45,8 @@ def run(
     here = environment(config)
     key = {name: here[name] for name in SAME}
     folder = None if again else store.find(root, config_id(config), key)
-    if folder is None:
-        folder = told("token", partial(measure, config, root))
+    if folder is None or (modules and not (folder / "modules.parquet").exists()):
+        folder = told("token", partial(measure, config, root, modules=modules))
     return Run(folder)
 
 

@@ -353,6 +353,28 @@ def method_of(draft: Drafting | None) -> str:
     return "ar" if draft is None else names[type(draft)]
 
 
+def below(level: str) -> str:
+    """What the model below a level is called: intermediate, intermediate2, intermediate3, ..."""
+    if level == "target":
+        return "intermediate"
+    return f"intermediate{int(level.removeprefix('intermediate') or 1) + 1}"
+
+
+def schemes(config: Config) -> dict[str, str]:
+    """The format of each level's weights, target first: {"target": "w4a16-g128", "head": ...}."""
+    level, draft = "target", config.draft
+    found = {level: config.format}
+    while isinstance(draft, Chain | Refine):
+        level = below(level)
+        found[level] = split_model(draft.model)[1]
+        draft = draft.draft if isinstance(draft, Refine) else None
+    if isinstance(draft, HeadDraft):
+        # a head that is not named comes as its files hold it; kernels hold 16 bits
+        unnamed = "fp32" if config.device == "cpu" else "w16a16"
+        found["head"] = split_model(draft.head)[1] if draft.head else unnamed
+    return found
+
+
 def head_draft(draft: Drafting | None) -> Eagle2 | None:
     """The dynamic tree at the bottom of a hierarchy; None without one."""
     while isinstance(draft, Refine):

@@ -21,6 +21,7 @@ from hspec_lab import store, zoo
 from hspec_lab.config import Config, as_dict, config_id
 from hspec_lab.control import Controller, check_option
 from hspec_lab.decode import Round, decode
+from hspec_lab.nvtx_ranges import NvtxRecorder, listening
 from hspec_lab.pipeline import (
     Models,
     build,
@@ -107,6 +108,8 @@ class Session:
         record: False decodes without a recorder; nothing can be written then.
         progress: told about models that have to be quantized first.
         controller: chooses sizes for each round, up to those of the config.
+        modules: record attention, mlp and lm_head inside the phases, too (CPU).
+        nvtx: also push NVTX ranges; None: when a tool listens, see `nvtx_ranges`.
 
     Raises:
         ValueError: something about the config, a checkpoint or a prompt is wrong.
@@ -120,7 +123,11 @@ class Session:
         record: bool = True,
         progress: Progress | None = None,
         controller: Controller | None = None,
+        modules: bool = False,
+        nvtx: bool | None = None,
     ):
+        if modules and not record:
+            raise ValueError("modules=True records: leave record as True")
         check_sources(config)
         self.controller = controller
         for option in controller.options if controller else ():
@@ -132,8 +139,7 @@ class Session:
         make_missing(levels(config), progress)
         check_folders(config)
         torch.set_num_threads(config.threads)
-        clock = None if config.device == "cpu" else CudaClock()
-        self.recorder = Recorder(clock) if record else NO_RECORDER
+        self.recorder = _recorder(config.device, record, nvtx)
         models = models or Models()
         if controller is not None and models.on_kernels(config.device):
             raise ValueError("sizes are fixed where rounds stay on the device: no controller there")
@@ -144,6 +150,7 @@ class Session:
             max(map(len, self.prompt_ids)),
             choose=self.choose,
             recorder=self.recorder,
+            modules=modules,
         )
         self.eos_ids = self.verifier.model.shape.eos_ids
         self.rounds: dict[int, list[Round]] = {}
@@ -199,7 +206,7 @@ class Session:
         return "".join(item.text for item in self.rounds[index])
 
     def tables(self) -> dict[str, pd.DataFrame]:
-        """The three tables of a run folder."""
+        """The tables of a run folder."""
         rows = [
             (index, item.index, *entry)
             for index, rounds in sorted(self.rounds.items())
@@ -211,8 +218,21 @@ class Session:
         tokens.insert(2, "position", tokens.groupby("prompt").cumcount())
         return self.recorder.tables() | {"tokens": tokens}
 
-    def write(self, root: Path, audits: list[dict] = (), kind: str = "measured") -> Path:
-        """Store everything decoded so far as one run folder; returns it."""
+    def write(
+        self,
+        root: Path,
+        audits: list[dict] = (),
+        kind: str = "measured",
+        more: dict[str, pd.DataFrame] | None = None,
+    ) -> Path:
+        """Store everything decoded so far as one run folder; returns it.
+
+        Args:
+            root: the store.
+            audits: outputs that differ from plain decoding.
+            kind: what the run is.
+            more: tables of `store.MORE_TABLES` that somebody else recorded.
+        """
         if self.controller is not None:
             raise ValueError("a run folder holds one drafter's rounds: decode without a controller")
         if self.recorder is NO_RECORDER or not self.rounds:
@@ -231,14 +251,27 @@ class Session:
             "prefill": {"prompt_tokens": [len(self.prompt_ids[index]) for index in decoded]},
             "audits": list(audits),
         }
-        return store.write_run(store.new_folder(root, config_id(self.config)), head, self.tables())
+        folder = store.new_folder(root, config_id(self.config))
+        return store.write_run(folder, head, self.tables() | (more or {}))
 
 
-def measure(config: Config, root: Path, progress: Progress | None = None) -> Path:
+def _recorder(device: str, record: bool, nvtx: bool | None):
+    """What a session records with; NVTX ranges come from a recorder, too."""
+    domain = listening(nvtx)
+    if not record and domain is None:
+        return NO_RECORDER
+    clock = None if device == "cpu" else CudaClock()
+    return Recorder(clock) if domain is None else NvtxRecorder(domain, clock)
+
+
+def measure(
+    config: Config, root: Path, progress: Progress | None = None, *, modules: bool = False
+) -> Path:
     """Decode all prompts of a config and store the run.
 
     Args:
         root: the store.
+        modules: as for `Session`.
         progress: called with tokens done, tokens at most, and a few words, ten times a second
             at most and never inside a round.
 
@@ -247,7 +280,7 @@ def measure(config: Config, root: Path, progress: Progress | None = None) -> Pat
     """
     report = _Throttled(progress)
     report(0, 1, "loading")
-    session = Session(config, progress=progress)
+    session = Session(config, progress=progress, modules=modules)
     total = len(session.prompts) * config.max_new_tokens
     report(0, total, "warming up")
     session.warm_up()

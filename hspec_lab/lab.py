@@ -14,7 +14,8 @@ from pathlib import Path
 import pandas as pd
 
 from hspec_lab import breakdown, store, trace_out
-from hspec_lab.config import Config, config_id, from_dict
+from hspec_lab.config import Config, config_id, from_dict, schemes
+from hspec_lab.timeline import Timeline, of_run
 
 
 class Run:
@@ -101,6 +102,15 @@ class Run:
     def label(self) -> str:
         """What a figure calls this run."""
         return f"{self.head['method']} {self.head['format']}"
+
+    @property
+    def schemes(self) -> dict[str, str]:
+        """The format of each level's weights: {"target": "w4a16-g128", "head": "fp32", ...}."""
+        return schemes(self.config)
+
+    def timeline(self) -> Timeline:
+        """Return everything the run recorded, on one clock: what exports and analyses take."""
+        return of_run(self.head, self._tables)
 
     def breakdown(self, by_level: bool = False) -> pd.DataFrame:
         """Return where the time of a round went, by phase, as `breakdown.phase_table` says."""

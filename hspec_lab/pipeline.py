@@ -6,6 +6,7 @@ levels or two configs share is loaded once.
 
 import hashlib
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ from hspec_lab.config import (
     HeadDraft,
     Refine,
     Static,
+    below,
     check_format,
     split_model,
 )
@@ -34,6 +36,7 @@ from hspec_lab.model.shape import ROPE_SLACK, ModelShape
 from hspec_lab.model.shelf import locate_made
 from hspec_lab.model.transformer import check_format as check_shapes
 from hspec_lab.model.transformer import check_made
+from hspec_lab.model.watched import watched, watched_head
 from hspec_lab.quant.device import check_device_format, check_device_shape
 from hspec_lab.runtime import DeviceChain, DeviceEagle2, DeviceLevel, DeviceRefine, Dice, Memory
 from hspec_lab.runtime.stage import bucket_of
@@ -71,13 +74,6 @@ def head_of(draft: HeadDraft, model: str, on_kernels: bool = False) -> tuple[Pat
     if not beside.is_dir() and (source := made_from(folder)) is not None:
         beside = source.with_name(source.name + "-eagle2")
     return beside, "w16a16" if on_kernels else "fp32"
-
-
-def below(level: str) -> str:
-    """What the model below a level is called: intermediate, intermediate2, intermediate3, ..."""
-    if level == "target":
-        return "intermediate"
-    return f"intermediate{int(level.removeprefix('intermediate') or 1) + 1}"
 
 
 def levels(config: Config) -> list[str]:
@@ -317,7 +313,13 @@ def randomness(config: Config, models: Models) -> Dice | SeededChoose:
 
 
 def build(
-    config: Config, models: Models, n_tokens: int, *, choose=None, recorder=NO_RECORDER
+    config: Config,
+    models: Models,
+    n_tokens: int,
+    *,
+    choose=None,
+    recorder=NO_RECORDER,
+    modules: bool = False,
 ) -> Verifier | DeviceLevel:
     """The target's level with all its drafters behind it.
 
@@ -326,17 +328,25 @@ def build(
         choose: from `randomness` (so when None); or any function that draws an index from
             probabilities, with which rounds are driven by the host, on kernels too.
         recorder: is told about every phase of every level.
+        modules: whether it is told about attention, mlp and lm_head inside the phases, too.
     """
     choose = choose or randomness(config, models)
     if isinstance(choose, Dice):
         _check_not_static(config.draft, config.device)
+        if modules:
+            raise ValueError(
+                f"modules are timed where layers run one by one; on kernels ({config.device}) a "
+                "stage is one CUDA graph: record its kernels instead"
+            )
         return _DeviceBuilder(config, models, n_tokens, choose, recorder).target()
-    return _Builder(config, models, n_tokens, choose, recorder).target()
+    watch = partial(watched, recorder=recorder) if modules else None
+    return _Builder(config, models, n_tokens, choose, recorder, watch).target()
 
 
 class _Builder:
-    def __init__(self, config: Config, models: Models, n_tokens: int, choose, recorder):
+    def __init__(self, config: Config, models: Models, n_tokens: int, choose, recorder, watch):
         self.config, self.models, self.choose, self.recorder = config, models, choose, recorder
+        self.watch = watch
         # the text never outgrows this, however far the lowest level runs ahead
         self.text_rows = n_tokens + config.max_new_tokens + reach(config.draft)
 
@@ -350,7 +360,7 @@ class _Builder:
         config = self.config
         transformer = self.models.transformer(model, config.row_invariant, config.device)
         return Verifier(
-            transformer,
+            self.watch(transformer) if self.watch else transformer,
             self.drafter(draft, model, transformer, level),
             level=level,
             phase=phase,
@@ -364,12 +374,15 @@ class _Builder:
     def drafter(self, draft: Drafting | None, model: str, over: Transformer, above: str):
         if draft is None:
             return None
-        if isinstance(draft, Static):
+        if isinstance(draft, HeadDraft):
             head = self.models.head(draft, model, over)
+            if self.watch:
+                head = watched_head(head, self.watch(over), self.recorder)
+        if isinstance(draft, Static):
             return StaticDrafter(head, draft, capacity=self.text_rows, recorder=self.recorder)
         if isinstance(draft, Eagle2):
             return Eagle2Drafter(
-                self.models.head(draft, model, over),
+                head,
                 tree_size=draft.tree_size,
                 depth=draft.depth,
                 top_k=draft.top_k,

@@ -4,6 +4,8 @@
                           rounds.parquet  one row per decoding round; times in us since run start
                           spans.parquet   one row per timed phase; round -1 is the prefill
                           tokens.parquet  one row per output token and who proposed it
+                          modules.parquet, kernels.parquet, launches.parquet  where asked for:
+                                          parts of passes, and what a device ran
 
 <folder>/measure.json                    schema, conditions, what one pass reads
          cost.parquet                    cost curves
@@ -43,6 +45,7 @@ TABLES = {
         "phase": "str",
         "level": "str",
         "n_tokens": "int64",
+        "n_nodes": "int64",
         "kv_len": "int64",
         "start_us": "float64",
         "duration_us": "float64",
@@ -57,6 +60,42 @@ TABLES = {
         "source": "str",
     },
 }
+# tables that a run has when it was asked to record that much
+MORE_TABLES = {
+    "modules": {
+        "prompt": "int64",
+        "round": "int64",
+        "warmup": "bool",
+        "phase": "str",
+        "level": "str",
+        "module": "str",
+        "layer": "int64",
+        "n_tokens": "int64",
+        "kv_len": "int64",
+        "start_us": "float64",
+        "duration_us": "float64",
+    },
+    "kernels": {
+        "name": "str",
+        "kind": "str",
+        "device": "int64",
+        "stream": "int64",
+        "correlation": "int64",
+        "graph_node": "int64",
+        "bytes": "int64",
+        "start_us": "float64",
+        "duration_us": "float64",
+    },
+    "launches": {
+        "name": "str",
+        "thread": "int64",
+        "correlation": "int64",
+        "start_us": "float64",
+        "duration_us": "float64",
+    },
+}
+# columns that older tables lack, and what reading fills in
+_FILLED = {"spans": {"n_nodes": -1}}
 # one row per (device, model, scheme, context, n)
 COSTS = {
     "device": "str",
@@ -92,6 +131,7 @@ _FITS = {
     "float64": pd.api.types.is_numeric_dtype,
     "str": pd.api.types.is_string_dtype,
 }
+_ALL_TABLES = TABLES | MORE_TABLES
 _STAMP = "%Y%m%dT%H%M%S"
 
 
@@ -101,7 +141,8 @@ def write_run(folder: Path | str, head: dict, tables: dict[str, pd.DataFrame]) -
     Args:
         folder: where; must not exist yet.
         head: what goes into `run.json`, see `REQUIRED`; numbers that are not finite become null.
-        tables: `rounds`, `spans` and `tokens` with exactly the columns of `TABLES`.
+        tables: `rounds`, `spans` and `tokens` with exactly the columns of `TABLES`, and any of
+            `MORE_TABLES`.
 
     Raises:
         ValueError: a missing entry, a foreign column or type, counts that contradict each other,
@@ -111,9 +152,12 @@ def write_run(folder: Path | str, head: dict, tables: dict[str, pd.DataFrame]) -
     if folder.exists():
         raise ValueError(f"{folder} exists already; a run is never written over another")
     text = json.dumps(_checked_head(head), indent=2, allow_nan=False) + "\n"
-    if sorted(tables) != sorted(TABLES):
-        raise ValueError(f"a run has the tables {list(TABLES)}, got {list(tables)}")
-    tables = {name: _checked_table(name, tables[name]) for name in TABLES}
+    if TABLES.keys() - tables.keys() or tables.keys() - _ALL_TABLES.keys():
+        raise ValueError(
+            f"a run has the tables {list(TABLES)} and may have {list(MORE_TABLES)}, "
+            f"got {list(tables)}"
+        )
+    tables = {name: _checked_table(name, tables[name]) for name in _ALL_TABLES if name in tables}
     _check_counts(tables["rounds"])
     unfinished = folder.with_name(f".unfinished-{folder.name}-{uuid4().hex[:8]}")
     try:
@@ -129,17 +173,19 @@ def write_run(folder: Path | str, head: dict, tables: dict[str, pd.DataFrame]) -
 
 
 def read_run(folder: Path | str) -> tuple[dict, dict[str, pd.DataFrame]]:
-    """Read one run: what `run.json` says, and the three tables.
+    """Read one run: what `run.json` says, and its tables, those of `MORE_TABLES` where they are.
 
     Raises:
         ValueError: one line that says which file is missing, cut off or of another schema.
     """
     head = read_head(folder)
     tables = {}
-    for name in TABLES:
+    for name in _ALL_TABLES:
         path = Path(folder) / f"{name}.parquet"
-        tables[name] = _opened(path, pd.read_parquet)
-        _check_columns(str(path), name, list(tables[name].columns))
+        if name in TABLES or path.exists():
+            tables[name] = _opened(path, pd.read_parquet)
+            _check_columns(str(path), name, list(tables[name].columns))
+            tables[name] = _filled(name, tables[name])
     return head, tables
 
 
@@ -375,17 +421,25 @@ def _plain(value):
 
 
 def _check_columns(where: str, name: str, columns: list[str]) -> None:
-    if columns != list(TABLES[name]):
-        raise ValueError(f"{where} needs columns {list(TABLES[name])}, got {columns}")
+    needed = list(_ALL_TABLES[name])
+    older = [column for column in needed if column not in _FILLED.get(name, {})]
+    if columns not in (needed, older):
+        raise ValueError(f"{where} needs columns {needed}, got {columns}")
+
+
+def _filled(name: str, table: pd.DataFrame) -> pd.DataFrame:
+    missing = {k: v for k, v in _FILLED.get(name, {}).items() if k not in table}
+    return table.assign(**missing)[list(_ALL_TABLES[name])] if missing else table
 
 
 def _checked_table(name: str, table: pd.DataFrame) -> pd.DataFrame:
     _check_columns(name, name, list(table.columns))
-    for column, kind in TABLES[name].items():
+    table = _filled(name, table)
+    for column, kind in _ALL_TABLES[name].items():
         # a table without rows has no types of its own
         if len(table) and not _FITS[kind](table[column]):
             raise ValueError(f"{name}.{column} must be {kind}, got {table[column].dtype}")
-    return table.astype(TABLES[name])
+    return table.astype(_ALL_TABLES[name])
 
 
 def _check_counts(rounds: pd.DataFrame) -> None:

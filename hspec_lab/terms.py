@@ -27,3 +27,16 @@ LEVELS = ("target", "intermediate", "head")
 METHODS = ("ar", "chain", "eagle2", "hierspec")
 # every method that a run can have, in the order of figures
 ALL_METHODS = ("ar", "chain", "eagle2", "static", "hierspec")
+
+
+def category_of(level: str, phase: str) -> str:
+    """What traces file a phase of a level under: target/verify, head/draft, target/kv_commit."""
+    return f"{level}/{'verify' if phase.startswith('verify_') else phase}"
+
+
+def phase_of(category: str) -> tuple[str, str] | None:
+    """The (level, phase) that `category_of` wrote; None for a category that is not ours."""
+    level, slash, phase = category.partition("/")
+    if phase == "verify":
+        phase = "verify_target" if level == "target" else "verify_intermediate"
+    return (level, phase) if level and slash and phase in PHASES else None

@@ -10,10 +10,15 @@ A decoder is given a recorder and says what it does:
         ...
     recorder.end_round(n_proposed=23, n_accepted=2, n_emitted=3)
 
-Phases are leaves: a span inside a span, a round phase outside a round or `prefill` inside one is
-a programming error and raises.  A round that never ended (the consumer went away, an exception)
-leaves nothing behind.  One recorder serves one thread.  `NO_RECORDER` is the default everywhere:
-it has the same methods and does nothing.
+Phases do not nest: a span inside a span, a round phase outside a round or `prefill` inside one is
+a programming error and raises.  Inside a phase a watched model (`model.watched`) times its parts:
+
+    with recorder.module("attention", layer=0, n_tokens=24):
+        ...
+
+A round that never ended (the consumer went away, an exception) leaves nothing behind.  One recorder
+serves one thread.  `NO_RECORDER` is the default everywhere: it has the same methods and does
+nothing.
 
 cost: a span is one tuple, two readings of the clock and no new object besides; `measure_span_cost`
       says how many microseconds that is here.  Device marks are read when `tables` is called, so
@@ -46,10 +51,24 @@ SPANS = {
     "phase": "str",
     "level": "str",
     "n_tokens": "int64",
+    "n_nodes": "int64",
     "kv_len": "int64",
     "start_us": "float64",
     "duration_us": "float64",
     "device_us": "float64",
+}
+MODULES = {
+    "prompt": "int64",
+    "round": "int64",
+    "warmup": "bool",
+    "phase": "str",
+    "level": "str",
+    "module": "str",
+    "layer": "int64",
+    "n_tokens": "int64",
+    "kv_len": "int64",
+    "start_us": "float64",
+    "duration_us": "float64",
 }
 
 # what may be recorded now; `gap` is what remains of a round, so nobody records it
@@ -68,6 +87,9 @@ class Recorder:
         "_finished",
         "_kv_len",
         "_mark",
+        "_module",
+        "_modules",
+        "_modules_finished",
         "_open",
         "_prompt",
         "_round",
@@ -76,7 +98,7 @@ class Recorder:
         "_spans",
         "_start",
         "_what",
-        "_zero",
+        "zero_ns",
     )
 
     def __init__(self, device_clock=None, clock: Callable[[], int] = perf_counter_ns):
@@ -85,19 +107,27 @@ class Recorder:
         Args:
             device_clock: has `mark() -> token`, called at both ends of a span, and
                 `elapsed_us(a, b) -> float`, called by `tables` only; None: `device_us` is NaN.
-            clock: the host clock, in nanoseconds.
+            clock: the host clock, in nanoseconds; `zero_ns` is its reading at time 0.
         """
         self._clock, self._device_clock = clock, device_clock
-        self._rounds, self._spans = [], []
-        self._finished = 0  # so many spans came before the round that is under way
+        self._rounds, self._spans, self._modules = [], [], []
+        # so many spans and modules came before the round that is under way
+        self._finished = self._modules_finished = 0
+        self._module = ModuleTimer(self)
         self._allowed, self._open = _NOTHING, False
         self._prompt, self._round = None, -1
-        self._zero = clock()
+        self.zero_ns = clock()
+
+    @property
+    def in_round(self) -> bool:
+        """Whether a round began that has not ended."""
+        return self._allowed is _IN_ROUND
 
     def start_prompt(self, prompt: int, warmup: bool = False) -> None:
         """Begin a prompt, its prefill first; an unfinished round before it is dropped."""
         if self._allowed is _IN_ROUND:
             del self._spans[self._finished :]
+            del self._modules[self._modules_finished :]
         self._prompt, self._round = (prompt, warmup), -1
         self._allowed, self._open = _BEFORE_ROUNDS, False
 
@@ -106,13 +136,15 @@ class Recorder:
         key = (prompt, False)
         self._rounds = [row for row in self._rounds if row[:2] != key]
         self._spans = [row for row in self._spans if row[0] != key]
-        self._finished, self._allowed, self._open = len(self._spans), _NOTHING, False
+        self._modules = [row for row in self._modules if row[0] != key]
+        self._finished, self._modules_finished = len(self._spans), len(self._modules)
+        self._allowed, self._open = _NOTHING, False
 
     def begin_round(self, kv_len: int) -> None:
         """Begin the prompt's next round; the target has `kv_len` tokens stored."""
         if self._allowed is _IN_ROUND or self._open or self._prompt is None:
             raise RuntimeError("begin_round needs a started prompt, and the round before it ended")
-        self._finished = len(self._spans)
+        self._finished, self._modules_finished = len(self._spans), len(self._modules)
         self._round += 1
         self._allowed, self._kv_len = _IN_ROUND, kv_len
         self._round_start = self._clock()
@@ -126,7 +158,9 @@ class Recorder:
         self._rounds.append((*self._prompt, self._round, *counts, self._round_start, end))
         self._allowed = _NOTHING
 
-    def span(self, phase: str, level: str, n_tokens: int, kv_len: int) -> "Recorder":
+    def span(
+        self, phase: str, level: str, n_tokens: int, kv_len: int, n_nodes: int = 0
+    ) -> "Recorder":
         """Return a context manager that times one phase at one level.
 
         Args:
@@ -134,10 +168,12 @@ class Recorder:
             level: which model works, any name.
             n_tokens: tokens that go in.
             kv_len: tokens whose keys and values that level has stored.
+            n_nodes: nodes of the tree that this drafts, verifies or judges, its root included;
+                0: no tree, only text that is decided.
         """
         if self._open or phase not in self._allowed:
             raise RuntimeError(self._refusal(phase))
-        self._what = (phase, level, n_tokens, kv_len)
+        self._what = (phase, level, n_tokens, n_nodes, kv_len)
         return self
 
     def __enter__(self) -> None:
@@ -156,29 +192,57 @@ class Recorder:
         if failure is None:
             self._spans.append((self._prompt, self._round, self._what, self._start, end, marks))
 
-    def count(self, n_tokens: int) -> None:
-        """Correct the open span's `n_tokens`, where the number is known only inside it."""
-        phase, level, _, kv_len = self._what
-        self._what = (phase, level, n_tokens, kv_len)
+    def count(self, n_tokens: int | None = None, n_nodes: int | None = None) -> None:
+        """Correct the open span's `n_tokens` or `n_nodes`, where they are known only inside it."""
+        phase, level, tokens, nodes, kv_len = self._what
+        tokens = tokens if n_tokens is None else n_tokens
+        nodes = nodes if n_nodes is None else n_nodes
+        self._what = (phase, level, tokens, nodes, kv_len)
+
+    def module(self, name: str, layer: int, n_tokens: int) -> "ModuleTimer":
+        """Return a context manager that times a part of the open span's pass; parts do not nest.
+
+        Args:
+            name: attention, mlp or lm_head.
+            layer: of the model; -1: of none.
+            n_tokens: rows that go in.
+        """
+        if not self._open:
+            raise RuntimeError(f"module {name!r} outside a phase")
+        self._module.what = (name, layer, n_tokens)
+        return self._module
 
     def tables(self) -> dict[str, pd.DataFrame]:
-        """Return `rounds` and `spans` as long tables, times in us since the recorder was made."""
+        """Return `rounds` and `spans` as long tables, times in us since the recorder was made.
+
+        `modules` comes with them when a watched model recorded some.
+        """
         unfinished = self._allowed is _IN_ROUND
         spans = self._spans[: self._finished] if unfinished else self._spans
-        return {
+        modules = self._modules[: self._modules_finished] if unfinished else self._modules
+        found = {
             "rounds": _table([self._round_row(row) for row in self._rounds], ROUNDS),
             "spans": _table([self._span_row(row) for row in spans], SPANS),
         }
+        if modules:
+            found["modules"] = _table([self._module_row(row) for row in modules], MODULES)
+        return found
 
     def _round_row(self, row: tuple) -> tuple:
         prompt, warmup, number, *counts, start, end = row
-        return prompt, number, warmup, *counts, (start - self._zero) / 1e3, (end - start) / 1e3
+        return prompt, number, warmup, *counts, (start - self.zero_ns) / 1e3, (end - start) / 1e3
 
     def _span_row(self, row: tuple) -> tuple:
         (prompt, warmup), number, what, start, end, marks = row
         device_us = float("nan") if marks is None else self._device_clock.elapsed_us(*marks)
-        times = ((start - self._zero) / 1e3, (end - start) / 1e3, device_us)
+        times = ((start - self.zero_ns) / 1e3, (end - start) / 1e3, device_us)
         return prompt, number, warmup, *what, *times
+
+    def _module_row(self, row: tuple) -> tuple:
+        (prompt, warmup), number, around, (name, layer, n_tokens), start, end = row
+        phase, level, *_, kv_len = around
+        times = ((start - self.zero_ns) / 1e3, (end - start) / 1e3)
+        return prompt, number, warmup, phase, level, name, layer, n_tokens, kv_len, *times
 
     def _refusal(self, phase: str) -> str:
         if self._open:
@@ -189,6 +253,26 @@ class Recorder:
             return f"phase {phase!r} before start_prompt"
         where = "after the first round began" if phase == "prefill" else "outside a round"
         return f"phase {phase!r} {where}"
+
+
+class ModuleTimer:
+    """Times the parts of one recorder's passes, one at a time."""
+
+    __slots__ = ("recorder", "start", "what")
+
+    def __init__(self, recorder: Recorder):
+        self.recorder = recorder
+
+    def __enter__(self) -> None:
+        self.start = self.recorder._clock()
+
+    def __exit__(self, failure, *_) -> None:
+        recorder = self.recorder
+        end = recorder._clock()
+        if failure is None:
+            recorder._modules.append(
+                (recorder._prompt, recorder._round, recorder._what, self.what, self.start, end)
+            )
 
 
 class _NoSpan:
@@ -208,6 +292,7 @@ class NullRecorder:
     """A recorder that records nothing: every span is the same empty context manager."""
 
     __slots__ = ()
+    zero_ns, in_round = 0, False
 
     def start_prompt(self, prompt, warmup=False) -> None:
         """Do nothing."""
@@ -221,10 +306,14 @@ class NullRecorder:
     def end_round(self, n_proposed, n_accepted, n_emitted) -> None:
         """Do nothing."""
 
-    def count(self, n_tokens) -> None:
+    def count(self, n_tokens=None, n_nodes=None) -> None:
         """Do nothing."""
 
-    def span(self, phase, level, n_tokens, kv_len) -> _NoSpan:
+    def span(self, phase, level, n_tokens, kv_len, n_nodes=0) -> _NoSpan:
+        """Return the one empty context manager."""
+        return _NO_SPAN
+
+    def module(self, name, layer, n_tokens) -> _NoSpan:
         """Return the one empty context manager."""
         return _NO_SPAN
 

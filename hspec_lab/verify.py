@@ -105,12 +105,13 @@ class Verifier:
             return self._catch_up(pending)
         proposal = self.drafter.propose()
         tree, cache = proposal.tree, self.cache
-        with self.recorder.span(self.phase, self.level, len(tree), cache.kv_len):
+        at = cache.kv_len, len(tree)
+        with self.recorder.span(self.phase, self.level, len(tree), *at):
             features = self.model.forward(tree.tokens, cache, tree)
             logits = self.model.logits(features)
-        with self.recorder.span("accept", self.level, len(tree), cache.kv_len):
+        with self.recorder.span("accept", self.level, len(tree), *at):
             verdict = accept(proposal, logits, self.temperature, self.choose, self.sampling)
-        with self.recorder.span("kv_commit", self.level, len(verdict.path), cache.kv_len):
+        with self.recorder.span("kv_commit", self.level, len(verdict.path), *at):
             self._commit(verdict.path, features)
         self._tell_drafter(verdict.tokens)
         sources = [proposal.sources[node] for node in verdict.path[1:]] + [self.level]
@@ -132,12 +133,12 @@ class Verifier:
     def _catch_up(self, pending: list[int]) -> Step:
         """Run all pending tokens as one path and emit the token behind them."""
         start = self.cache.kv_len
-        with self.recorder.span(self.phase, self.level, len(pending), start):
+        with self.recorder.span(self.phase, self.level, len(pending), start, 1):
             features = self.model.forward(pending, self.cache)
             logits = self.model.logits(features[-1:])
-        with self.recorder.span("accept", self.level, 1, start):
+        with self.recorder.span("accept", self.level, 1, start, 1):
             step = self._choose(logits)
-        with self.recorder.span("kv_commit", self.level, len(pending), start):
+        with self.recorder.span("kv_commit", self.level, len(pending), start, 1):
             self._commit(list(range(len(pending))), features)
         self._tell_drafter(step.tokens)
         return step

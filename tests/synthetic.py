@@ -46,7 +46,7 @@ def write_synthetic_run(root: Path, config: Config, n_rounds: int = 24) -> Path:
     rounds, spans, tokens = [], [], []
     for prompt in range(n_prompts):
         now, kv_len = 0.0, 40
-        spans.append([prompt, -1, False, "prefill", "target", 40, 0, now, 9000.0, math.nan])
+        spans.append([prompt, -1, False, "prefill", "target", 40, 0, 0, now, 9000.0, math.nan])
         tokens.append([prompt, -1, 0, 1, "def", "target"])
         for number in range(n_rounds):
             accepted = min(int(draw.poisson(MEAN_ACCEPTED[config.method])), 6)
@@ -54,7 +54,7 @@ def write_synthetic_run(root: Path, config: Config, n_rounds: int = 24) -> Path:
             for phase, us in costs.items():
                 us *= draw.uniform(0.95, 1.05)
                 level = LEVEL.get(phase, "target")
-                spans.append([prompt, number, False, phase, level, 8, kv_len, now, us, math.nan])
+                spans.append([prompt, number, False, phase, level, 8, 8, kv_len, now, us, math.nan])
                 now += us
             now += 60
             rounds.append(

@@ -39,16 +39,16 @@ ROUNDS = table(
 SPANS = table(
     "spans",
     [
-        [0, 0, True, "draft", "head", 8, 10, 0.0, 9000.0, NAN],
-        [0, -1, False, "prefill", "target", 10, 0, 10_000.0, 1000.0, NAN],
-        [0, -1, False, "prefill", "head", 10, 0, 11_500.0, 500.0, NAN],
-        [0, 0, False, "verify_target", "target", 5, 10, 20_030.0, 60.0, 50.0],
-        [0, 0, False, "draft", "head", 8, 10, 20_000.0, 20.0, 2.0],
-        [0, 0, False, "draft", "intermediate", 8, 10, 20_020.0, 10.0, 2.0],
-        [0, 1, False, "verify_target", "target", 5, 13, 20_110.0, 190.0, 50.0],
-        [1, -1, False, "prefill", "target", 8, 0, 30_000.0, 4000.0, NAN],
-        [1, 0, False, "draft", "head", 8, 8, 40_000.0, 40.0, NAN],
-        [1, 0, False, "accept", "target", 8, 8, 40_040.0, 40.0, 1.0],
+        [0, 0, True, "draft", "head", 8, 0, 10, 0.0, 9000.0, NAN],
+        [0, -1, False, "prefill", "target", 10, 0, 0, 10_000.0, 1000.0, NAN],
+        [0, -1, False, "prefill", "head", 10, 0, 0, 11_500.0, 500.0, NAN],
+        [0, 0, False, "verify_target", "target", 5, 0, 10, 20_030.0, 60.0, 50.0],
+        [0, 0, False, "draft", "head", 8, 0, 10, 20_000.0, 20.0, 2.0],
+        [0, 0, False, "draft", "intermediate", 8, 0, 10, 20_020.0, 10.0, 2.0],
+        [0, 1, False, "verify_target", "target", 5, 0, 13, 20_110.0, 190.0, 50.0],
+        [1, -1, False, "prefill", "target", 8, 0, 0, 30_000.0, 4000.0, NAN],
+        [1, 0, False, "draft", "head", 8, 0, 8, 40_000.0, 40.0, NAN],
+        [1, 0, False, "accept", "target", 8, 0, 8, 40_040.0, 40.0, 1.0],
     ],
 )
 

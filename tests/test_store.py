@@ -28,7 +28,7 @@ def tables(*counts):
     """Rounds of prompt 0 with the given (proposed, accepted, emitted), one span each."""
     rounds = [[0, i, False, *count, 10 + i, 100.0 * i, 90.0] for i, count in enumerate(counts)]
     spans = [
-        [0, i, False, "draft", "head", 8, 10 + i, 100.0 * i, 80.0, math.nan]
+        [0, i, False, "draft", "head", 8, 8, 10 + i, 100.0 * i, 80.0, math.nan]
         for i in range(len(counts))
     ]
     tokens = [[0, -1, 0, 7, "x", "target"], [0, 0, 1, 8, "é\n", "head"]]
@@ -115,6 +115,27 @@ def test_head_and_tables_must_be_complete(tmp_path):
         write_run(tmp_path / "b", HEAD | {"outputs": []}, GOOD)
     with pytest.raises(ValueError, match="'tokens'.*got .*'spans'"):
         write_run(tmp_path / "b", HEAD, {n: GOOD[n] for n in ("rounds", "spans")})
+
+
+def test_tables_of_modules_kernels_and_launches_come_along_where_they_are(tmp_path):
+    module = [0, 0, False, "draft", "head", "mlp", 0, 8, 10, 1.0, 2.0]
+    modules = pd.DataFrame([module], columns=list(store.MORE_TABLES["modules"]))
+    write_run(tmp_path / "a", HEAD, GOOD | {"modules": modules})
+    found = read_run(tmp_path / "a")[1]
+    assert list(found) == ["rounds", "spans", "tokens", "modules"]
+    pd.testing.assert_frame_equal(found["modules"], modules.astype(store.MORE_TABLES["modules"]))
+    with pytest.raises(ValueError, match="may have .*'modules', 'kernels', 'launches'.*'speed'"):
+        write_run(tmp_path / "b", HEAD, GOOD | {"speed": modules})
+    with pytest.raises(ValueError, match="modules needs columns"):
+        write_run(tmp_path / "b", HEAD, GOOD | {"modules": modules.drop(columns="layer")})
+
+
+def test_runs_from_before_nodes_were_counted_are_read_as_unknown(tmp_path):
+    run = write_run(tmp_path / "a", HEAD, GOOD)
+    GOOD["spans"].drop(columns="n_nodes").to_parquet(run / "spans.parquet")
+    spans = read_run(run)[1]["spans"]
+    assert list(spans) == list(store.TABLES["spans"])
+    assert (spans["n_nodes"] == -1).all()
 
 
 def test_a_run_is_never_written_over_another(tmp_path):

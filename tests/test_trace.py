@@ -3,7 +3,15 @@
 import pytest
 
 from hspec_lab import store
-from hspec_lab.trace import NO_RECORDER, ROUNDS, SPANS, NullRecorder, Recorder, measure_span_cost
+from hspec_lab.trace import (
+    MODULES,
+    NO_RECORDER,
+    ROUNDS,
+    SPANS,
+    NullRecorder,
+    Recorder,
+    measure_span_cost,
+)
 
 
 class Clock:
@@ -38,7 +46,7 @@ def one_round(recorder, prompt=0, warmup=False):
     recorder.begin_round(64)
     with recorder.span("draft", "head", 8, 64):
         pass
-    with recorder.span("verify_target", "target", 24, 64):
+    with recorder.span("verify_target", "target", 24, 64, 24):
         pass
     recorder.end_round(23, 2, 3)
 
@@ -52,9 +60,9 @@ def test_tables_hold_what_the_clock_said_in_us_since_the_start():
     rounds = [[0, 0, False, 23, 2, 3, 64, 5.0, 6.0]]
     assert tables["rounds"].values.tolist() == rounds
     assert tables["spans"].drop(columns="device_us").values.tolist() == [
-        [0, -1, False, "prefill", "target", 64, 0, 1.0, 3.0],
-        [0, 0, False, "draft", "head", 8, 64, 5.5, 2.0],
-        [0, 0, False, "verify_target", "target", 24, 64, 8.0, 2.5],
+        [0, -1, False, "prefill", "target", 64, 0, 0, 1.0, 3.0],
+        [0, 0, False, "draft", "head", 8, 0, 64, 5.5, 2.0],
+        [0, 0, False, "verify_target", "target", 24, 24, 64, 8.0, 2.5],
     ]
     assert tables["spans"]["device_us"].isna().all()
 
@@ -63,6 +71,7 @@ def test_columns_are_those_the_store_accepts():
     # siblings may not import each other, so the words stand in both
     assert list(ROUNDS.items()) == list(store.TABLES["rounds"].items())
     assert list(SPANS.items()) == list(store.TABLES["spans"].items())
+    assert list(MODULES.items()) == list(store.MORE_TABLES["modules"].items())
 
 
 @pytest.mark.parametrize("make", [Recorder, NullRecorder])
@@ -195,6 +204,66 @@ def test_null_recorder_records_nothing_and_shares_one_span():
 def test_null_recorder_has_every_public_method_of_a_recorder():
     public = {name for name in dir(Recorder) if not name.startswith("_")}
     assert public == {name for name in dir(NullRecorder) if not name.startswith("_")}
+
+
+def modules_in(recorder):
+    """A round with a phase of two modules."""
+    recorder.begin_round(64)
+    with recorder.span("verify_target", "target", 24, 64, 24):
+        with recorder.module("attention", 0, 24):
+            pass
+        with recorder.module("lm_head", -1, 24):
+            pass
+
+
+def test_modules_carry_their_phase_and_lie_inside_it():
+    recorder = Recorder()
+    recorder.start_prompt(3, warmup=True)
+    modules_in(recorder)
+    recorder.end_round(23, 2, 3)
+    tables = recorder.tables()
+    modules, span = tables["modules"], tables["spans"].iloc[0]
+    assert modules.drop(columns=["start_us", "duration_us"]).values.tolist() == [
+        [3, 0, True, "verify_target", "target", "attention", 0, 24, 64],
+        [3, 0, True, "verify_target", "target", "lm_head", -1, 24, 64],
+    ]
+    ends = modules["start_us"] + modules["duration_us"]
+    assert span["start_us"] <= modules["start_us"].min()
+    assert ends.max() <= span["start_us"] + span["duration_us"] + 1e-9
+
+
+def test_modules_of_a_round_that_never_ended_or_of_a_prompt_forgotten_are_dropped():
+    recorder = Recorder()
+    recorder.start_prompt(0)
+    modules_in(recorder)
+    assert "modules" not in recorder.tables()
+    recorder.start_prompt(0)
+    assert "modules" not in recorder.tables()
+    modules_in(recorder)
+    recorder.end_round(23, 2, 3)
+    assert len(recorder.tables()["modules"]) == 2
+    recorder.forget(0)
+    assert "modules" not in recorder.tables()
+
+
+def test_module_outside_a_phase_raises():
+    recorder = Recorder()
+    recorder.start_prompt(0)
+    recorder.begin_round(0)
+    with pytest.raises(RuntimeError, match="module 'mlp' outside a phase"):
+        recorder.module("mlp", 0, 1)
+
+
+def test_counts_known_only_inside_a_span_replace_those_it_began_with():
+    recorder = Recorder()
+    recorder.start_prompt(0)
+    recorder.begin_round(0)
+    with recorder.span("draft", "head", 2, 0, 9):
+        recorder.count(n_nodes=7)
+    with recorder.span("kv_commit", "target", 24, 0, 7):
+        recorder.count(3)
+    recorder.end_round(6, 2, 3)
+    assert recorder.tables()["spans"][["n_tokens", "n_nodes"]].values.tolist() == [[2, 7], [3, 7]]
 
 
 def test_span_costs_microseconds_at_most():

@@ -99,7 +99,9 @@ class Eagle2Drafter:
     def propose(self) -> Proposal:
         n_rows = len(self._tokens) + 1
         with self.recorder.span("draft", self.level, n_rows, self.cache.kv_len):
-            return self._rerank(*self.grow())
+            proposal = self._rerank(*self.grow())
+            self.recorder.count(n_nodes=len(proposal.tree))
+        return proposal
 
     def _ingest(self) -> None:
         """Run the head over what it was told, with the model's true features."""

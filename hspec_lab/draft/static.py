@@ -103,7 +103,8 @@ class StaticDrafter(Eagle2Drafter):
 
     def propose(self) -> Proposal:
         n_rows = len(self._tokens) + 1
-        with self.recorder.span("draft", self.level, n_rows, self.cache.kv_len):
+        nodes = self.draft.tree_size
+        with self.recorder.span("draft", self.level, n_rows, self.cache.kv_len, nodes):
             if self._tokens:
                 self._ingest()
             tokens = self._filled()

@@ -133,9 +133,17 @@ class DecoderLayer:
 
     def forward(self, x: Tensor, cache: KVCache, rows: Rows) -> Tensor:
         """Add this layer's contribution to `x`, fp32 [T, hidden]."""
+        return self.mlp(self.attention(x, cache, rows))
+
+    def attention(self, x: Tensor, cache: KVCache, rows: Rows) -> Tensor:
+        """`x` with what attention adds, its norm and projections included."""
         width = (self.shape.hidden,)
         normed = x if self.input_norm is None else F.rms_norm(x, width, self.input_norm, self.eps)
-        x = x + self.o(self._attend(self.qkv(normed), cache, rows))
+        return x + self.o(self._attend(self.qkv(normed), cache, rows))
+
+    def mlp(self, x: Tensor) -> Tensor:
+        """`x` with what the feed-forward part adds, its norm included."""
+        width = (self.shape.hidden,)
         gate_up = self.gate_up(F.rms_norm(x, width, self.post_norm, self.eps))  # [T, 2 * inner]
         gate = F.silu(gate_up[:, : self.inner])
         return x + self.down(gate.mul_(gate_up[:, self.inner :]))

@@ -59,7 +59,7 @@ class DeviceChain:
         rows = bucket_of(n_text - kv_len)
         if rows not in self._stages:
             self._stages[rows] = self.rule.stage(lambda: self._draft(rows), self.draft_len)
-        with self.recorder.span("draft", self.level, self.draft_len, kv_len):
+        with self.recorder.span("draft", self.level, self.draft_len, kv_len, self.longest):
             self._stages[rows]()
         self.cache.kv_len = n_text + self.draft_len - 1
         return Offer(self.longest)

@@ -64,8 +64,8 @@ class DeviceEagle2:
         self.cache.kv_len_on_device.fill_(self.cache.kv_len)
 
     def propose(self) -> Offer:
-        n_text = len(self.level_above.tokens)
-        with self.recorder.span("draft", self.level, n_text - self.cache.kv_len, self.cache.kv_len):
+        n_text, kv_len = len(self.level_above.tokens), self.cache.kv_len
+        with self.recorder.span("draft", self.level, n_text - kv_len, kv_len, self.n_nodes):
             self._draft()
         self.cache.kv_len = n_text - 1
         return Offer(self.n_nodes, self.tree, longest=self.longest)

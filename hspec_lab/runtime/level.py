@@ -132,11 +132,12 @@ class DeviceLevel:
     def _run(self, work, n_nodes: int) -> tuple[list[int], int]:
         """Emitted tokens, and how many rows the cache gained."""
         recorder, kv_len = self.recorder, self.cache.kv_len
-        with recorder.span(self.phase, self.level, n_nodes, kv_len):
+        nodes = n_nodes if work.drafted else 1
+        with recorder.span(self.phase, self.level, n_nodes, kv_len, nodes):
             work.verify()
-        with recorder.span("accept", self.level, n_nodes, kv_len):
+        with recorder.span("accept", self.level, n_nodes, kv_len, nodes):
             work.accept()
-        with recorder.span("kv_commit", self.level, n_nodes, kv_len):
+        with recorder.span("kv_commit", self.level, n_nodes, kv_len, nodes):
             work.commit()
             tokens = work.report.read(self.model.folder.name)
             n_stored = len(tokens) if work.drafted else n_nodes
