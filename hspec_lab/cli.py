@@ -4,7 +4,9 @@
     hspec run       decode your own prompts, streaming, and store the run
     hspec runs      what has been stored
     hspec report    one stored run as a page
-    hspec export    one stored run for another tool
+    hspec export    one stored run for Perfetto, Nsight Systems, speedscope or data frames
+    hspec trace     one configuration, recorded as closely as the device allows; nsys and ncu
+    hspec analyze   where the time goes in a trace: nsys, torch.profiler, ours
     hspec measure   cost curves: the time of a pass over n tokens, for every n
     hspec record    what a drafter proposes at every position of a text, for replay
     hspec predict   one setting: replayed acceptance times cost, here or on another device
@@ -29,10 +31,10 @@ from pathlib import Path
 
 from hspec_lab.cli_bits import add_bits
 from hspec_lab.cli_predict import add_predict
+from hspec_lab.cli_trace import add_trace
 from hspec_lab.config import CPU_FORMATS
-from hspec_lab.options import config_of
+from hspec_lab.options import add_config, config_of
 from hspec_lab.terminal import bar, command, say
-from hspec_lab.terms import METHODS
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -313,6 +315,7 @@ def _parser() -> _Parser:
     _add_stored(commands)
     _add_measure(commands)
     add_predict(commands)
+    add_trace(commands)
     add_bits(commands)
     _add_zoo(commands)
     return parser
@@ -339,29 +342,7 @@ def _add_demo(commands) -> None:
 def _add_run(commands) -> None:
     words = "Decode prompts, streaming the text to stdout, and store the run."
     parser = command(commands, "run", _run, words)
-    add = parser.add_argument
-    add("--prompt", action="append", metavar="TEXT", help="may be given more than once")
-    add("--prompts", type=Path, metavar="FILE", help="text (blank lines between), .json, .jsonl")
-    add("--config", metavar="FILE", help="JSON as in a run's run.json; - is standard input")
-    add("--target", metavar="REF", help="folder@format or zoo:name@format; zoo:target@fp32")
-    add("--method", choices=METHODS, help="default: hierspec")
-    add("--intermediate", metavar="REF", help="default: zoo:intermediate in the target's format")
-    add("--head", metavar="REF", help="default: the folder <model>-eagle2 beside the model")
-    add("--tree-size", type=int, metavar="N", help="nodes, the root included; 24")
-    add("--depth", type=int, metavar="N", help="levels below the root; 4")
-    add("--top-k", type=int, metavar="N", help="children per node; 8")
-    add("--draft-len", "--at-least", type=int, metavar="N", dest="draft_len",
-        help="tokens of a chain, or hierspec's from the intermediate model; 6")  # fmt: skip
-    add("--narrow", type=int, metavar="N",
-        help="fill hierspec's sequence up to N rows with second choices; 16 is a tile")  # fmt: skip
-    add("--max-new-tokens", type=int, metavar="N", help="128")
-    add("--temperature", type=float, metavar="T", help="0 is greedy, the default")
-    add("--seed", type=int, metavar="N", help="0")
-    add("--stop", action="append", metavar="TEXT", help="ends the output; may be repeated")
-    add("--row-invariant", action="store_const", const=True,
-        help="the same bits for a row whatever is computed beside it; slower")  # fmt: skip
-    add("--threads", type=int, metavar="N", help="2")
-    add("--device", metavar="DEVICE", help="cpu; or cuda, with formats such as w4a16-g128")
+    add_config(parser)
     _add_store(parser)
 
 
@@ -373,7 +354,9 @@ def _add_stored(commands) -> None:
         parser.add_argument("run", metavar="RUN", help="a folder, a run of the store, or latest")
         parser.add_argument("--out", type=Path, metavar="PATH", help="default: beside you")
         _add_store(parser)
-    export.add_argument("--to", choices=("perfetto", "parquet"), default="perfetto")
+    export.add_argument(
+        "--to", choices=("perfetto", "nsys-sqlite", "parquet", "speedscope"), default="perfetto"
+    )
 
 
 def _add_measure(commands) -> None:

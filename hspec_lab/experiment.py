@@ -139,7 +139,8 @@ class Session:
         make_missing(levels(config), progress)
         check_folders(config)
         torch.set_num_threads(config.threads)
-        self.recorder = _recorder(config.device, record, nvtx)
+        # a tool that listens is told about rounds that nobody else records
+        self._records, self.recorder = record, _recorder(config.device, record, nvtx)
         models = models or Models()
         if controller is not None and models.on_kernels(config.device):
             raise ValueError("sizes are fixed where rounds stay on the device: no controller there")
@@ -235,7 +236,7 @@ class Session:
         """
         if self.controller is not None:
             raise ValueError("a run folder holds one drafter's rounds: decode without a controller")
-        if self.recorder is NO_RECORDER or not self.rounds:
+        if not self._records or not self.rounds:
             raise ValueError("nothing was recorded: decode at least one prompt, with record=True")
         # a prompt that was not decoded has no rows and an empty output
         decoded = range(max(self.rounds) + 1)

@@ -5,7 +5,6 @@ run.tokens_per_s, run.breakdown(), run.figure(), run.export("perfetto")
 open_store().compare()
 """
 
-import shutil
 from collections.abc import Iterator
 from functools import cached_property
 from html import escape
@@ -136,19 +135,12 @@ class Run:
         """Write the run for another tool and say where.
 
         Args:
-            format: `perfetto`, one file for ui.perfetto.dev, or `parquet`, a folder of tables.
+            format: one of `trace_out.FORMATS`: `perfetto` for ui.perfetto.dev, `nsys-sqlite` as
+                `nsys export` writes, `parquet`, `speedscope`.
             path: where; None: in the working directory, named after the run.
         """
-        if format == "perfetto":
-            path = path or f"{self.name}.perfetto.json"
-            return trace_out.write_perfetto((self.head, self._tables), path)
-        if format == "parquet":
-            path = Path(path or f"{self.name}.tables")
-            path.mkdir(parents=True, exist_ok=True)
-            for name in store.TABLES:
-                shutil.copyfile(self.folder / f"{name}.parquet", path / f"{name}.parquet")
-            return path
-        raise ValueError(f"unknown export {format!r}; known: perfetto, parquet")
+        path = path or trace_out.default_name(self.name, format)
+        return trace_out.write(self.timeline(), format, path)
 
     def _conditions(self) -> dict[str, str]:
         found = self.environment

@@ -94,8 +94,9 @@ class NvtxRecorder(Recorder):
 
     def end_round(self, n_proposed: int, n_accepted: int, n_emitted: int) -> None:
         super().end_round(n_proposed, n_accepted, n_emitted)
+        prompt, warmup = self._prompt
         counts = (n_proposed, n_accepted, n_emitted)
-        self._domain.mark(self._emitted.holding(*self._prompt, self._round, *counts))
+        self._domain.mark(self._emitted.holding(prompt, self._round, warmup, *counts))
         self._domain.pop_range()
 
     def __enter__(self) -> None:

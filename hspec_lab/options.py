@@ -5,8 +5,10 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from hspec_lab import store
 from hspec_lab.config import Chain, Config, Drafting, Eagle2, Refine, from_dict
 from hspec_lab.formats import Format
+from hspec_lab.terms import METHODS
 
 # which options of `hspec run` a method listens to
 _DRAFTING = {
@@ -25,6 +27,33 @@ _ASKED = (
     "threads",
     "device",
 )
+
+
+def add_config(parser) -> None:
+    """Add the options that `config_of` reads."""
+    add = parser.add_argument
+    add("--prompt", action="append", metavar="TEXT", help="may be given more than once")
+    add("--prompts", type=Path, metavar="FILE", help="text (blank lines between), .json, .jsonl")
+    add("--config", metavar="FILE", help="JSON as in a run's run.json, or a run folder; - is stdin")
+    add("--target", metavar="REF", help="folder@format or zoo:name@format; zoo:target@fp32")
+    add("--method", choices=METHODS, help="default: hierspec")
+    add("--intermediate", metavar="REF", help="default: zoo:intermediate in the target's format")
+    add("--head", metavar="REF", help="default: the folder <model>-eagle2 beside the model")
+    add("--tree-size", type=int, metavar="N", help="nodes, the root included; 24")
+    add("--depth", type=int, metavar="N", help="levels below the root; 4")
+    add("--top-k", type=int, metavar="N", help="children per node; 8")
+    add("--draft-len", "--at-least", type=int, metavar="N", dest="draft_len",
+        help="tokens of a chain, or hierspec's from the intermediate model; 6")  # fmt: skip
+    add("--narrow", type=int, metavar="N",
+        help="fill hierspec's sequence up to N rows with second choices; 16 is a tile")  # fmt: skip
+    add("--max-new-tokens", type=int, metavar="N", help="128")
+    add("--temperature", type=float, metavar="T", help="0 is greedy, the default")
+    add("--seed", type=int, metavar="N", help="0")
+    add("--stop", action="append", metavar="TEXT", help="ends the output; may be repeated")
+    add("--row-invariant", action="store_const", const=True,
+        help="the same bits for a row whatever is computed beside it; slower")  # fmt: skip
+    add("--threads", type=int, metavar="N", help="2")
+    add("--device", metavar="DEVICE", help="cpu; or cuda, with formats such as w4a16-g128")
 
 
 def config_of(options) -> tuple[Config, list[str]]:
@@ -79,6 +108,8 @@ def _draft(given: dict, format: str) -> Drafting | None:
 
 
 def _read_config(where: str) -> Config:
+    if Path(where).is_dir():
+        return from_dict(store.read_head(where)["config"])
     text = sys.stdin.read() if where == "-" else _read_text(Path(where))
     name = "standard input" if where == "-" else where
     try:

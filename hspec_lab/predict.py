@@ -52,9 +52,7 @@ def predict(
         ValueError: they differ otherwise, a size was not recorded or not measured, or there is no
             round to speak of.
     """
-    warnings = list(check_fits(trace, costs, draft, allow))
-    if not costs.spread:
-        warnings.append("intervals are of acceptance alone")
+    check_fits(trace, costs, draft, allow)
     recorded = as_recorded(trace, draft)
     check_covered(trace, recorded)
     rounds = replay(trace, recorded, max_new_tokens)
@@ -64,7 +62,29 @@ def predict(
         raise ValueError(
             f"{trace.name} has no round to replay on these prompts: record longer texts"
         )
-    totals = totals_by_prompt(rounds, recorded)
+    return predict_totals(trace, draft, costs, totals_by_prompt(rounds, recorded), allow=allow)
+
+
+def predict_totals(
+    trace: Trace,
+    draft: Drafting | None,
+    costs: StageCosts,
+    totals: Totals,
+    *,
+    allow: Iterable[str] = (),
+) -> Prediction:
+    """Predict one setting whose rounds are counted already.
+
+    Args:
+        trace: where they were counted.
+        totals: one entry per prompt, arrays [n_prompts].
+
+    Raises:
+        ValueError: as `predict`.
+    """
+    warnings = list(check_fits(trace, costs, draft, allow))
+    if not costs.spread:
+        warnings.append("intervals are of acceptance alone")
     if len(totals.n_rounds) < 2:
         warnings.append("a single prompt, so no interval")
     stages = stage_us(costs, totals)

@@ -113,7 +113,8 @@ def test_exports_go_to_the_working_directory_unless_told(run, tmp_path, monkeypa
     assert json.loads((tmp_path / path).read_text())["traceEvents"]
     folder = run.export("parquet", tmp_path / "tables")
     pd.testing.assert_frame_equal(pd.read_parquet(folder / "spans.parquet"), run.spans)
-    with pytest.raises(ValueError, match="unknown export 'svg'; known: perfetto, parquet"):
+    assert run.export("speedscope").name == f"{run.name}.speedscope.json"
+    with pytest.raises(ValueError, match="unknown export 'svg'; known: perfetto, nsys-sqlite, parquet, speedscope"):
         run.export("svg")
 
 

@@ -98,7 +98,8 @@ class Eagle2Drafter:
 
     def propose(self) -> Proposal:
         n_rows = len(self._tokens) + 1
-        with self.recorder.span("draft", self.level, n_rows, self.cache.kv_len):
+        nodes = self.tree_size  # at most
+        with self.recorder.span("draft", self.level, n_rows, self.cache.kv_len, nodes):
             proposal = self._rerank(*self.grow())
             self.recorder.count(n_nodes=len(proposal.tree))
         return proposal
