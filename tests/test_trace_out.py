@@ -1,56 +1,17 @@
-"""What other viewers get: slices that do not overlap, arrows with two ends, finite times."""
+"""What Perfetto gets: slices that nest or are apart, arrows with two ends, exact times."""
 
-import json
-import math
-from collections import defaultdict
 from time import perf_counter_ns
 
-import pandas as pd
 import pytest
+from perfetto_rules import assert_same, check, checked, slices_of
+from synthetic_traces import a_round, module, named, phase, trace
 
-from hspec_lab import store
+from hspec_lab import timeline
+from hspec_lab.timeline import of_run
 from hspec_lab.trace import Recorder
-from hspec_lab.trace_out import to_chrome, write_perfetto
+from hspec_lab.trace_out.perfetto import events
 
 HEAD = {"method": "hierspec", "format": "fp32", "config_id": "0123", "environment": {}}
-
-
-def check(trace):
-    """Raise AssertionError where a viewer would show nonsense; return the events by kind."""
-    kinds = defaultdict(list)
-    for event in trace["traceEvents"]:
-        kinds[event["ph"]].append(event)
-        assert math.isfinite(event["ts"]) and event["ts"] >= 0
-        assert isinstance(event["pid"], int) and isinstance(event["tid"], int)
-    tracks = defaultdict(list)
-    for event in kinds["X"]:
-        assert math.isfinite(event["dur"]) and event["dur"] >= 0
-        tracks[event["tid"]].append((event["ts"], event["ts"] + event["dur"]))
-    for slices in tracks.values():
-        slices.sort()
-        for (_, end), (start, _) in zip(slices, slices[1:], strict=False):
-            # half a nanosecond: times are rounded to whole ones
-            assert start >= end - 5e-4, f"slices overlap: one ends at {end}, one starts at {start}"
-    named = {event["tid"] for event in kinds["M"] if event["name"] == "thread_name"}
-    assert set(tracks) <= named
-    check_flows(kinds["s"], kinds["f"], tracks)
-    counters = defaultdict(list)
-    for event in kinds["C"]:
-        counters[event["name"]].append(event["ts"])
-    assert all(times == sorted(times) for times in counters.values())
-    json.dumps(trace, allow_nan=False)
-    return kinds
-
-
-def check_flows(starts, ends, tracks):
-    assert [event["id"] for event in starts] == [event["id"] for event in ends]
-    assert len({event["id"] for event in starts}) == len(starts)
-    for start, end in zip(starts, ends, strict=True):
-        assert (start["name"], start["cat"]) == (end["name"], end["cat"])
-        assert start["ts"] <= end["ts"]
-        for event in (start, end):
-            inside = [a <= event["ts"] <= b for a, b in tracks[event["tid"]]]
-            assert any(inside), f"an arrow at {event['ts']} touches no slice"
 
 
 def recorded(clock):
@@ -73,7 +34,7 @@ def recorded(clock):
             with recorder.span("accept", "target", 7, 9):
                 pass
             recorder.end_round(6, 2, 3)
-    return recorder.tables()
+    return of_run(HEAD, recorder.tables())
 
 
 def ticking(step_ns=1717):
@@ -82,69 +43,46 @@ def ticking(step_ns=1717):
 
 
 @pytest.fixture
-def tables():
+def run():
     return recorded(ticking())
 
 
-def test_recorded_run_passes_every_rule(tables):
-    check(to_chrome(tables["rounds"], tables["spans"], HEAD))
+def test_recorded_run_passes_every_rule_and_reads_back(run):
+    kinds, _, _ = checked(run)
+    assert_same(kinds, run)
 
 
 def test_a_run_on_the_real_clock_passes_every_rule():
-    tables = recorded(perf_counter_ns)
-    check(to_chrome(tables["rounds"], tables["spans"], HEAD))
+    found = recorded(perf_counter_ns)
+    assert_same(checked(found)[0], found)
 
 
-def test_each_level_has_its_track_and_rounds_have_theirs(tables):
-    kinds = check(to_chrome(tables["rounds"], tables["spans"], HEAD))
-    names = {e["tid"]: e["args"]["name"] for e in kinds["M"] if e["name"] == "thread_name"}
-    assert list(names.values()) == ["rounds", "target", "intermediate", "head"]
+def test_each_level_has_its_track_and_rounds_have_theirs(run):
+    kinds, tracks, _ = checked(run)
+    assert list(tracks.values()) == ["rounds", "target", "intermediate", "head"]
     process = [e["args"]["name"] for e in kinds["M"] if e["name"] == "process_name"]
     assert process == ["hspec_lab hierspec fp32 0123"]
     for event in kinds["X"]:
-        assert names[event["tid"]] == event["cat"].split("/")[0].replace("round", "rounds")
+        assert tracks[event["tid"]] == event["cat"].split("/")[0].replace("round", "rounds")
 
 
-def test_times_are_the_tables_own_in_us(tables):
-    kinds = check(to_chrome(tables["rounds"], tables["spans"], HEAD))
+def test_times_are_the_tables_own_in_us(run):
+    kinds, _, _ = checked(run)
     # every reading of the clock is 1.717 us after the one before; the zero is the first
-    first = kinds["X"][len(tables["rounds"])]
-    assert (first["name"], first["ts"], first["dur"]) == ("prefill", 1.717, 1.717)
-    assert first["args"] == {
-        "prompt": 0,
-        "round": -1,
-        "kv_len": 0,
-        "warmup": True,
-        "phase": "prefill",
-        "n_tokens": 9,
-    }
-    assert len(kinds["X"]) == len(tables["rounds"]) + len(tables["spans"])
+    first = kinds["X"][0]
+    assert (first["name"], first["cat"]) == ("prefill", "target/prefill")
+    assert first["ts"] == first["dur"] == pytest.approx(1.717, abs=1e-9)
+    known = {"prompt": 0, "kv_len": 0, "warmup": True, "phase": "prefill", "n_tokens": 9}
+    assert known.items() <= first["args"].items()
+    assert "round" not in first["args"] and "device_us" not in first["args"]
+    rounds = [event["name"] for event in kinds["X"] if event["cat"] == "round"]
+    assert rounds == ["round 0", "round 1"] * 2
 
 
-def test_arrows_follow_each_proposal_to_its_verification(tables):
-    trace = to_chrome(tables["rounds"], tables["spans"], HEAD)
-    kinds = check(trace)
-    slices = [event for event in kinds["X"] if event["cat"] != "round"]
-
-    def under(event):
-        return next(
-            s["name"]
-            for s in slices
-            if s["tid"] == event["tid"] and s["ts"] <= event["ts"] <= s["ts"] + s["dur"]
-        )
-
-    arrows = [(under(s), under(f)) for s, f in zip(kinds["s"], kinds["f"], strict=True)]
+def test_arrows_follow_each_proposal_to_its_verification(run):
+    _, _, arrows = checked(run)
     one_round = [("draft", "verify_intermediate")] * 2 + [("verify_intermediate", "verify_target")]
-    assert arrows == one_round * 4
-
-
-def spans_of(*steps):
-    """Back-to-back spans of 1 us: (round, phase, level)."""
-    rows = [
-        [0, number, False, phase, level, 1, 0, float(i), 1.0, math.nan]
-        for i, (number, phase, level) in enumerate(steps)
-    ]
-    return pd.DataFrame(rows, columns=list(store.TABLES["spans"]))
+    assert [(giver["name"], taker["name"]) for giver, taker in arrows] == one_round * 4
 
 
 @pytest.mark.parametrize(
@@ -154,54 +92,113 @@ def spans_of(*steps):
         ([(0, "verify_intermediate", "a"), (0, "verify_intermediate", "a")], 0),
         ([(0, "verify_intermediate", "a"), (0, "verify_intermediate", "b")], 1),
         ([(0, "draft", "head"), (0, "draft", "head"), (0, "verify_target", "target")], 1),
+        ([(0, "verify_target", "target")], 0),
+        ([(0, "draft", "head"), *[(0, "verify_target", "target")] * 2], 1),
     ],
-    ids=["another round", "the same level again", "the next level up", "drafting in steps"],
+    ids=[
+        "another round",
+        "same level again",
+        "next level up",
+        "drafting in steps",
+        "no draft",
+        "verified already",
+    ],
 )
-def test_arrow_needs_a_proposal_of_this_round_from_below(tables, steps, n_arrows):
-    kinds = check(to_chrome(tables["rounds"].iloc[:0], spans_of(*steps), HEAD))
-    assert len(kinds["s"]) == n_arrows
+def test_arrow_needs_a_proposal_of_this_round_from_below(steps, n_arrows):
+    rows = [phase(name, level, i, i + 1, number) for i, (number, name, level) in enumerate(steps)]
+    assert len(checked(trace(rows))[2]) == n_arrows
 
 
-def test_round_without_a_draft_has_no_arrow(tables):
-    spans = tables["spans"].query("phase == 'verify_target'")
-    assert not check(to_chrome(tables["rounds"], spans, HEAD))["s"]
+def test_an_arrow_is_bound_to_the_phase_though_a_module_begins_with_it():
+    found = trace(
+        [
+            phase("draft", "head", 0, 40),
+            module("attention", "draft", "head", 0, 40),
+            phase("verify_target", "target", 40, 90),
+            module("mlp", "verify_target", "target", 40, 90),
+        ]
+    )
+    _, _, [(giver, taker)] = checked(found)
+    assert (giver["name"], taker["name"]) == ("draft", "verify_target")
 
 
-def test_counters_show_tokens_emitted_and_stored(tables):
-    counters = check(to_chrome(tables["rounds"], tables["spans"], HEAD))["C"]
-    assert [e["args"]["n_emitted"] for e in counters if e["name"] == "n_emitted"] == [3] * 4
-    assert [e["args"]["kv_len"] for e in counters if e["name"] == "kv_len"] == [9, 12, 9, 12]
+def test_arrows_stay_on_their_thread():
+    found = trace(
+        [
+            phase("draft", "head", 0, 10, thread=1),
+            phase("verify_target", "target", 20, 30, thread=2),
+        ]
+    )
+    kinds, tracks, arrows = checked(found)
+    assert not arrows
+    assert list(tracks.values()) == ["target, thread 2", "head, thread 1"]
 
 
-def test_device_time_is_an_argument_and_absent_where_unknown(tables):
-    spans = tables["spans"].copy()
-    spans.loc[1, "device_us"] = 0.5
-    slices = check(to_chrome(tables["rounds"], spans, HEAD))["X"][len(tables["rounds"]) :]
-    assert [s["args"].get("device_us") for s in slices[:3]] == [None, 0.5, None]
+def test_modules_lie_in_their_phase_on_its_levels_track():
+    found = trace(
+        [
+            a_round(0, 100),
+            phase("verify_target", "target", 10, 90),
+            module("attention", "verify_target", "target", 10, 50, layer=3),
+            module("mlp", "verify_target", "target", 50, 90, layer=3),
+        ]
+    )
+    kinds, tracks, _ = checked(found)
+    where = [(event["name"], tracks[event["tid"]]) for event in kinds["X"]]
+    levels = [(name, "target") for name in ("verify_target", "attention", "mlp")]
+    assert where == [("round 0", "rounds"), *levels]
+    assert_same(kinds, found)
 
 
-def test_levels_of_others_get_tracks_too(tables):
-    spans = tables["spans"].replace({"level": {"head": "ngram"}})
-    names = [
-        e["args"]["name"]
-        for e in check(to_chrome(tables["rounds"], spans, HEAD))["M"]
-        if e["name"] == "thread_name"
-    ]
-    assert names == ["rounds", "target", "intermediate", "ngram"]
+def test_counters_show_tokens_accepted_emitted_and_stored(run):
+    counters = checked(run)[0]["C"]
+    shown = {
+        name: [event["args"]["tokens"] for event in counters if event["name"] == name]
+        for name in ("n_accepted", "n_emitted", "kv_len")
+    }
+    assert shown == {"n_accepted": [2] * 4, "n_emitted": [3] * 4, "kv_len": [9, 12, 9, 12]}
 
 
-def test_the_checker_sees_an_overlap(tables):
-    spans = tables["spans"].assign(duration_us=tables["spans"]["duration_us"] * 10)
-    with pytest.raises(AssertionError, match="overlap"):
-        check(to_chrome(tables["rounds"], spans, HEAD))
+def test_counters_leave_out_what_nobody_knows():
+    counters = checked(trace([a_round(0, 9, emitted=2)]))[0]["C"]
+    assert [event["name"] for event in counters] == ["n_emitted"]
 
 
-def test_file_is_written_from_tables_and_from_a_folder(tables, tmp_path):
-    tokens = pd.DataFrame(columns=list(store.TABLES["tokens"]))
-    about = {"kind": "measured", "config": {}, "prompts": [], "outputs": []}
-    run = store.write_run(tmp_path / "run", HEAD | about, tables | {"tokens": tokens})
-    one = write_perfetto(run, tmp_path / "new" / "one.json")
-    two = write_perfetto((store.read_head(run), tables), tmp_path / "two.json")
-    assert one.read_text() == two.read_text()
-    assert json.loads(one.read_text())["otherData"]["method"] == "hierspec"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "run", "two.json"]
+def test_device_time_is_an_argument_and_absent_where_unknown(run):
+    ranges = run.ranges.copy()
+    ranges.loc[1, "device_us"] = 0.5
+    found = slices_of(checked(timeline.Timeline(ranges))[0], "ranges")
+    assert [event["args"].get("device_us") for event in found[:3]] == [None, 0.5, None]
+
+
+def test_levels_of_others_get_tracks_too():
+    found = trace([phase("draft", "rounds", 0, 1), a_round(0, 2), phase("draft", "head", 1, 2)])
+    assert list(checked(found)[1].values()) == ["rounds", "head", "rounds"]
+
+
+def test_a_timeline_without_rows_is_a_trace_without_slices():
+    kinds, tracks, arrows = checked(trace())
+    assert not kinds["X"] and not tracks and not arrows
+
+
+@pytest.mark.parametrize(
+    ("broken", "why"),
+    [
+        (lambda e: e[1] | {"dur": 0.006}, "cross"),
+        (lambda e: e[1] | {"tid": 999}, "nameless"),
+        (lambda e: {"ph": "s", "id": 1, **_PLACE}, "arrive nowhere"),
+        (lambda e: {"ph": "f", "id": 1, "bp": "e", **_PLACE}, "no slice|nowhere"),
+        (lambda e: {"ph": "C", "name": "kv_len", "args": {"tokens": 1}, **_PLACE}, "back in time"),
+    ],
+    ids=["crossing slices", "nameless track", "arrow to nowhere", "from nowhere", "counter"],
+)
+def test_the_checker_sees_what_is_wrong(broken, why):
+    ranges = [a_round(1, 9, emitted=1), named("a", 1, 5), named("b", 5, 9)]
+    found = list(events(trace(ranges)))
+    late = {"ph": "C", "name": "kv_len", "args": {"tokens": 1}, **_PLACE, "ts": 0.005}
+    slices = [event for event in found if event["ph"] == "X" and event["name"] != "round 0"]
+    with pytest.raises(AssertionError, match=why):
+        check([*found, late, broken(slices)])
+
+
+_PLACE = {"pid": 1, "tid": 101, "ts": 0.003}

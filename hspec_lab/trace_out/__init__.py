@@ -2,8 +2,8 @@
 
     write(timeline, "perfetto", "run.perfetto.json")
 
-Each holds the whole timeline, so that `hspec_lab.trace_in` reads the same
-one back; names in a timeline are data, and no path is made of them.
+Each holds the whole timeline, so that `hspec_lab.trace_in` reads the same one back.  Names in a
+timeline are data, and no path is made of them.
 """
 
 import os
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 from uuid import uuid4
 
-from hspec_lab.timeline import Timeline, of_run
+from hspec_lab.timeline import Timeline
 from hspec_lab.trace_out import nsys_sqlite, parquet, perfetto, speedscope
 from hspec_lab.trace_out.head import is_our_sqlite
 
@@ -92,8 +92,3 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def write_perfetto(run: tuple[dict, dict], path: Path | str) -> Path:
-    """Write a run's head and tables as a file for ui.perfetto.dev."""
-    return write(of_run(*run), "perfetto", path)

@@ -108,9 +108,20 @@ TABLES = {
         "memKind": _INT,
     },
     "TARGET_INFO_GPU": {"vmId": _SURE, "id": _SURE, "name": _TEXT, "busLocation": _TEXT}
-    | dict.fromkeys(("isDiscrete", "l2CacheSize", "totalMemory", "memoryBandwidth"), _INT)
-    | dict.fromkeys(("clockRate", "smCount", "pwGpuId"), _INT)
-    | {"uuid": _TEXT, "luid": _INT, "chipName": _TEXT, "cuDevice": _INT},
+    | dict.fromkeys(
+        "isDiscrete l2CacheSize totalMemory memoryBandwidth clockRate smCount pwGpuId".split(), _INT
+    )
+    | {"uuid": _TEXT, "luid": _INT, "chipName": _TEXT, "cuDevice": _INT}
+    | {"ctxswDevPath": _TEXT, "ctrlDevPath": _TEXT}
+    | dict.fromkeys("revision nodeMask constantMemory maxIPC maxRegistersPerBlock".split(), _INT)
+    | dict.fromkeys(
+        "maxShmemPerBlock maxShmemPerBlockOptin maxShmemPerSm maxRegistersPerSm".split(), _INT
+    )
+    | dict.fromkeys(
+        "threadsPerWarp asyncEngines maxWarpsPerSm maxBlocksPerSm maxThreadsPerBlock".split(), _INT
+    )
+    | dict.fromkeys([f"max{what}Dim{d}" for what in ("Block", "Grid") for d in "XYZ"], _INT)
+    | dict.fromkeys("computeMajor computeMinor smMajor smMinor".split(), _INT),
     "TARGET_INFO_CUDA_DEVICE": {
         "gpuId": _INT,
         "cudaId": _SURE,

@@ -199,6 +199,8 @@ class _Writer:
         self._db.executemany(f'INSERT INTO "{name}" ({names}) VALUES ({marks})', rows)
 
     def _number(self, name: str) -> int:
+        # SQLite takes what follows a zero for no part of a text
+        name = name.replace("\0", "\ufffd")
         return self._ids.setdefault(name, len(self._ids) + 1)
 
     def _numbers(self, names: pd.Series) -> list[int]:

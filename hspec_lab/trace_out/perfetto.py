@@ -82,16 +82,17 @@ def events(timeline: Timeline) -> Iterator[dict]:
 def _names(about: dict, tracks: list[Track], pids: dict[str | int, int]) -> Iterator[dict]:
     said = [str(about[name]) for name in ("method", "format", "config_id") if name in about]
     title = " ".join(["hspec_lab", *(said or [str(about.get("source", ""))])]).strip()
-    places = [track.place for track in tracks]
-    for place in dict.fromkeys(places):
-        name = title if place == HOST else f"device {place}"
-        # viewers know a thread by its tid alone, so its process is named on one of its own tracks
-        pid, tid = pids[place], _FIRST_TID + places.index(place)
-        yield _meta("process_name", pid, tid, name=name)
-        yield _meta("process_sort_index", pid, tid, sort_index=pid)
+    named = set()
     for tid, track in enumerate(tracks, _FIRST_TID):
-        yield _meta("thread_name", pids[track.place], tid, name=track.name)
-        yield _meta("thread_sort_index", pids[track.place], tid, sort_index=tid)
+        pid = pids[track.place]
+        # viewers know a thread by its tid alone, so its process is named on one of its own tracks
+        if pid not in named:
+            named.add(pid)
+            name = title if track.place == HOST else f"device {track.place}"
+            yield _meta("process_name", pid, tid, name=name)
+            yield _meta("process_sort_index", pid, tid, sort_index=pid)
+        yield _meta("thread_name", pid, tid, name=track.name)
+        yield _meta("thread_sort_index", pid, tid, sort_index=tid)
 
 
 def _meta(kind: str, pid: int, tid: int, **args) -> dict:

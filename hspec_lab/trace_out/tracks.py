@@ -98,7 +98,6 @@ def lanes(
             if lane == len(found):
                 found.append([])
                 stacks.append([])
-            stacks[lane].clear()
             heappush(busy, (end[row], lane))
         stacks[lane].append(end[row])
         found[lane].append(row)
