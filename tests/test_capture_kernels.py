@@ -105,6 +105,8 @@ def test_kernels_and_launches_land_on_the_clock_of_the_spans_without_the_marks()
     # what the profiler does behind the last mark is not the run's
     assert kernels["name"].tolist() == ["gemm", "gemm"]
     assert launches["correlation"].tolist() == [100]
+    # so that launches are found in the run's spans, which are of thread 0
+    assert launches["thread"].tolist() == [0]
     error = facts["uncertainty_us"] + 0.01
     assert launches["start_us"][0] == pytest.approx(2_000, abs=error)
     assert kernels["start_us"].tolist() == pytest.approx([2_050, 2_061], abs=error)

@@ -11,9 +11,7 @@ text         all of it as tables, and as a terminal shows it
 
 from hspec_lab.analysis.attribution import attribute
 from hspec_lab.analysis.critical import critical_path
-from hspec_lab.analysis.difference import difference
 from hspec_lab.analysis.kernels import by_kernel, by_phase, device_summary, device_table
-from hspec_lab.analysis.limits import limits
 from hspec_lab.analysis.rounds import per_round, slowest
 from hspec_lab.analysis.text import as_text, report
 
@@ -25,8 +23,6 @@ __all__ = [
     "critical_path",
     "device_summary",
     "device_table",
-    "difference",
-    "limits",
     "per_round",
     "report",
     "slowest",

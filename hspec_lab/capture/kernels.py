@@ -125,6 +125,9 @@ def placed(
     starts = np.sort(calls[:, 0])
     around = (starts[len(begin) - 1], starts[len(begin)])
     launches = trace.launches[trace.launches["start_ns"].between(*around) & ~is_mark]
+    # a run's spans are of thread 0: the one that launched the marks
+    ours = trace.launches.loc[is_mark, "thread"].iloc[0]
+    launches = launches.assign(thread=_numbered(launches["thread"], ours))
     is_ours = trace.kernels["start_ns"].between(*around)
     kernels = trace.kernels[is_ours & ~trace.kernels.index.isin(marks.index)]
     tables = {"kernels": kernels, "launches": launches}
@@ -184,6 +187,11 @@ def _offset(ours: np.ndarray, calls: np.ndarray) -> tuple[int, int]:
             "kernels cannot be placed"
         )
     return (low + high) // 2, max(high - low, 0) // 2
+
+
+def _numbered(threads: pd.Series, first: int) -> np.ndarray:
+    """Threads as 0, 1, ..., `first` being 0."""
+    return pd.factorize(np.concatenate([[first], threads]))[0][1:]
 
 
 def _table(name: str, rows: pd.DataFrame, alignment: Alignment, zero_ns: int) -> pd.DataFrame:
