@@ -1,8 +1,13 @@
-"""The tables of `nsys export --type sqlite` that an export of ours fills, and their constants.
+"""The tables of `nsys export --type sqlite` that an export of ours fills, and its conventions.
 
 source: NVIDIA Nsight Systems User Guide, "SQLite Schema Reference" and "Common SQLite Examples",
     https://docs.nvidia.com/nsight-systems/UserGuide/index.html; schema 3.20.
 """
+
+import numpy as np
+import pandas as pd
+
+from hspec_lab.timeline import UNKNOWN
 
 SCHEMA = (3, 20, 2)
 _INT, _REAL, _TEXT = "INTEGER", "REAL", "TEXT"
@@ -169,3 +174,48 @@ def create(name: str) -> str:
 def global_id(pid: int, tid: int = 0, hardware: int = 0, machine: int = 0) -> int:
     """A process or thread as `nsys` serializes it: 8 bits hardware, 8 machine, 24 and 24."""
     return hardware << 56 | machine << 48 | pid << 24 | tid
+
+
+PROCESS = global_id(1, hardware=0x48, machine=0x53)
+
+
+def threads(threads: pd.Series) -> list[int | None]:
+    """Threads as `nsys` serializes them: small numbers within `PROCESS`, others are ids already."""
+    return [
+        None if tid == UNKNOWN else PROCESS | tid if 0 <= tid < 1 << 24 else tid
+        for tid in threads.tolist()
+    ]
+
+
+def crossing(ranges: pd.DataFrame) -> np.ndarray:
+    """Which ranges begin inside another of their thread and end after it."""
+    found = np.zeros(len(ranges), dtype=bool)
+    order = np.lexsort((-ranges["end_ns"], ranges["start_ns"], ranges["thread"]))
+    keys = [ranges[name].to_numpy()[order].tolist() for name in ("thread", "start_ns", "end_ns")]
+    stack: list[int] = []
+    last = None
+    for row, (thread, start, end) in enumerate(zip(*keys, strict=True)):
+        if thread != last:
+            stack, last = [], thread
+        while stack and stack[-1] <= start:
+            stack.pop()
+        if stack and stack[-1] < end:
+            found[order[row]] = True
+        else:
+            stack.append(end)
+    return found
+
+
+def short_name(name: str) -> str:
+    """A kernel's name without namespaces, types and arguments."""
+    bare = name.split("<")[0].split("(")[0].strip().split(" ")[-1].split("::")[-1]
+    return bare or name
+
+
+def copy_kind(name: str) -> int:
+    """Which way a copy went, by the names that profilers give it."""
+    for id, (symbol, label) in MEMCPY.items():
+        short = symbol.rsplit("_", 1)[1].replace("TO", "to")
+        if id and (short in name or label in name):
+            return id
+    return 0
