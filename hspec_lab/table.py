@@ -5,8 +5,10 @@ A row is a dict: format, method, draft (the code that makes the drafter), run (t
 fraction of each phase of the rounds' time.
 """
 
+import html
 import math
 import os
+import re
 from pathlib import Path
 from uuid import uuid4
 
@@ -14,8 +16,11 @@ import pandas as pd
 
 from hspec_lab import breakdown, figures
 from hspec_lab.lab import Run
-from hspec_lab.report import COLUMNS, write_report
+from hspec_lab.report import COLUMNS, figures_of, write_report
 from hspec_lab.terms import ALL_METHODS, ROUND_PHASES
+
+# of code that would hide what lies below it
+_LONG_CODE = 1200
 
 
 def rows_of(runs: list[Run]) -> list[dict]:
@@ -74,12 +79,31 @@ def table_text(rows: list[dict]) -> str:
 def write_page(path: Path, rows: list[dict], runs: list[Run], found: dict, **page: str) -> Path:
     """Write the page of some runs, whole or not at all.
 
+    Of one run the page shows everything that it can show, see `report.figures_of`, runs of its
+    store beside it; of several what compares them.
+
     Args:
         rows: of the table; more than runs where something else was measured beside them.
         found: the conditions.
         page: `title` and `note`, as `report.write_report` takes them.
     """
     path = Path(path)
+    if len(runs) == 1:
+        parts = figures_of(runs[0], list(runs[0].store)) | _as_code(runs[0])
+        page = {"heading": "The run", "note": _said_of(runs[0])} | page
+    else:
+        parts = _compared(rows, runs, found)
+    shown = [{name: row[name] for name in COLUMNS if name in row} for row in rows]
+    unfinished = path.with_name(f".{path.name}-{uuid4().hex[:8]}")
+    try:
+        write_report(unfinished, shown, parts, found, **page)
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return path
+
+
+def _compared(rows: list[dict], runs: list[Run], found: dict) -> dict:
     note = f"{found.get('cpu')}, {found.get('threads')} threads, {found.get('date')}"
     drawn = {"origin": runs[0].head["kind"], "note": note}
     bars = pd.DataFrame(rows).rename(columns={"speedup_low": "low", "speedup_high": "high"})
@@ -90,7 +114,7 @@ def write_page(path: Path, rows: list[dict], runs: list[Run], found: dict, **pag
         )
         for run in runs
     ]
-    parts = {
+    return {
         "Speed-up": figures.speedup_bars(bars, **drawn),
         "Where the time of a token goes": figures.breakdown_bar(
             pd.concat([run.breakdown() for run in runs]), **drawn
@@ -98,14 +122,31 @@ def write_page(path: Path, rows: list[dict], runs: list[Run], found: dict, **pag
         "Tokens per round": figures.emitted_per_round(pd.concat(emitted), **drawn),
         f"One output: {runs[-1].label}": runs[-1].text_html(0),
     }
-    shown = [{name: row[name] for name in COLUMNS if name in row} for row in rows]
-    unfinished = path.with_name(f".{path.name}-{uuid4().hex[:8]}")
-    try:
-        write_report(unfinished, shown, parts, found, **page)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    return path
+
+
+def _as_code(run: Run) -> dict[str, str]:
+    """What reproduces a run, from its own configuration."""
+    names = re.findall(r"\b(Chain|Config|Eagle2|Refine|Static)\(", repr(run.config))
+    names = ", ".join(sorted({*names, "run"}))
+    code = f"from hspec_lab import {names}\n\nconfig = {run.config!r}\nrun(config)"
+    drawn = f"<pre class='code'>{html.escape(code)}</pre>"
+    if len(code) > _LONG_CODE:
+        words = f"{len(code):,} letters, prompts among them"
+        drawn = f"<details><summary>{words}</summary>{drawn}</details>"
+    return {"As code": drawn}
+
+
+def _said_of(run: Run) -> str:
+    """The run in a line, below the title."""
+    found = run.environment
+    where = [found.get("gpu") or found.get("cpu") or found.get("device")]
+    where += [f"{found['threads']} threads"] if found.get("threads") else []
+    numbers = run.summary()
+    counts = f"{numbers['n_emitted']:,} tokens in {numbers['n_rounds']:,} rounds"
+    date = str(found.get("date", ""))[:16].replace("T", " ")
+    device = ", ".join(str(part) for part in where if part)
+    said = [run.label, f"{len(run.prompts)} prompts, {counts}", device, date]
+    return "; ".join(filter(None, said))
 
 
 def _number(fields: dict, name: str, form: str) -> str:

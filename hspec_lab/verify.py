@@ -78,6 +78,7 @@ class Verifier:
         self.temperature, self.choose, self.sampling = temperature, choose, sampling
         self.second_choices = False  # whether steps say what would have been emitted second
         self.drafts = True  # False: plain steps, although there is a drafter
+        self.looker = None  # or told of every step: what was offered, its logits, what was kept
         self.cache = model.new_cache(capacity)
         # feature i belongs to token i; the drafter is told from here what it does not know yet
         self.features = torch.zeros(capacity, model.shape.hidden, device=model.device)
@@ -111,6 +112,8 @@ class Verifier:
             logits = self.model.logits(features)
         with self.recorder.span("accept", self.level, len(tree), *at):
             verdict = accept(proposal, logits, self.temperature, self.choose, self.sampling)
+        if self.looker is not None:
+            self.looker(proposal, logits, verdict)
         with self.recorder.span("kv_commit", self.level, len(verdict.path), *at):
             self._commit(verdict.path, features)
         self._tell_drafter(verdict.tokens)
@@ -147,6 +150,8 @@ class Verifier:
         """The token behind one row of logits, [1, V]."""
         root = Proposal(chain([0]), [""])
         verdict = accept(root, logits, self.temperature, self.choose, self.sampling)
+        if self.looker is not None:
+            self.looker(root, logits, verdict)
         return Step(
             verdict.tokens, [self.level], 0, verdict.p_model, self._seconds(logits, verdict)
         )

@@ -119,14 +119,21 @@ def our_domain(*categories, id=3):
     return rows
 
 
-def struct_schema(schema, *names, domain=3):
-    """Rows that describe a struct of int64; the first offset is NULL, as nsys leaves it."""
+def struct_schema(schema, *names, domain=3, wrapped=None):
+    """Rows that describe a struct of int64; the first offset is NULL, as nsys leaves it.
+
+    With `wrapped`, a schema's number, each field is a struct of one int64 itself: so NVTX for
+    Python describes them.
+    """
     about = {"domainId": domain, "schemaId": schema}
     size = 8 * len(names)
     entries = [
-        about | {"idx": i, "type": INT64, "name": name, "offset": 8 * i or None}
+        about | {"idx": i, "type": wrapped or INT64, "name": name, "offset": 8 * i or None}
         for i, name in enumerate(names)
     ]
+    if wrapped:
+        one = {"domainId": domain, "schemaId": wrapped, "idx": 0, "type": INT64, "name": "int64"}
+        entries.append(one)
     return {
         "NVTX_PAYLOAD_SCHEMAS": [about | {"numEntries": len(names), "payloadSize": size}],
         "NVTX_PAYLOAD_SCHEMA_ENTRIES": entries,

@@ -29,12 +29,12 @@ PAYLOAD = ("prompt", "round", "warmup", "n_tokens", "n_nodes", "kv_len", "layer"
 RESULT = ("prompt", "round", "warmup", "n_proposed", "n_accepted", "n_emitted")
 
 
-def captured(path, with_payloads=True, **more):
+def captured(path, with_payloads=True, wrapped=None, **more):
     def struct(schema, *numbers):
         return nsys.struct_payload(schema, *numbers) if with_payloads else None
 
     schema = 2**32 + 9
-    described = nsys.struct_schema(schema, *PAYLOAD)
+    described = nsys.struct_schema(schema, *PAYLOAD, wrapped=wrapped)
     for table, found in nsys.struct_schema(schema + 1, *RESULT).items():
         described[table] += found
     events = [
@@ -52,8 +52,9 @@ def captured(path, with_payloads=True, **more):
     return made(path, **(tables | more))
 
 
-def test_structs_of_our_nvtx_are_read_by_their_schema(tmp_path):
-    found = into.read(captured(tmp_path / "a.sqlite"))
+@pytest.mark.parametrize("wrapped", [None, 2**32 + 30], ids=["plain", "as NVTX for Python"])
+def test_structs_of_our_nvtx_are_read_by_their_schema(tmp_path, wrapped):
+    found = into.read(captured(tmp_path / "a.sqlite", wrapped=wrapped))
     rounds = found.ranges[found.ranges["kind"] == "round"]
     assert rounds[["prompt", "round", "kv_len"]].values.tolist() == [[4, 0, 30], [4, 1, 33]]
     results = ["n_proposed", "n_accepted", "n_emitted"]
@@ -69,8 +70,17 @@ def test_structs_of_our_nvtx_are_read_by_their_schema(tmp_path):
     assert not [note for note in found.notes if "payload" in note]
 
 
-def test_payloads_as_json_count_as_well(tmp_path):
-    said = json.dumps({"hspec payload": dict(zip(PAYLOAD, (1, 2, 1, 3, 4, 5, -1), strict=True))})
+@pytest.mark.parametrize(
+    "written",
+    [
+        lambda fields: fields,
+        lambda fields: {"hspec payload": fields},
+        lambda fields: {name: {"int64": value} for name, value in fields.items()},
+    ],
+    ids=["plain", "under a schema's name", "numbers as structs"],
+)
+def test_payloads_as_json_count_as_well(tmp_path, written):
+    said = json.dumps(written(dict(zip(PAYLOAD, (1, 2, 1, 3, 4, 5, -1), strict=True))))
     events = [*WORDS, our_event(0, 9, 2, 2, jsonText=said)]
     draft = only(into.read(made(tmp_path / "a", StringIds=NAMES, NVTX_EVENTS=events)), "draft")
     found = draft[["prompt", "round", "warmup", "n_tokens", "n_nodes", "kv_len"]].tolist()

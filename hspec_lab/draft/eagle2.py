@@ -195,9 +195,13 @@ class Eagle2Drafter:
             found.append(int(here[0]))
         return found
 
+    def kept(self, scores: np.ndarray) -> np.ndarray:
+        """Which of the nodes that `grow` scored are proposed, in the order of the tree's nodes."""
+        return np.sort(best_first(scores, self.tree_size - 1))
+
     def _rerank(self, tokens: np.ndarray, scores: np.ndarray, parents: np.ndarray) -> Proposal:
         """Keep the best `tree_size - 1` nodes."""
-        kept = np.sort(best_first(scores, self.tree_size - 1))
+        kept = self.kept(scores)
         number = {-1: 0} | {int(history): node for node, history in enumerate(kept, 1)}
         tree_parents, depths = [-1], [0]
         for history in kept:

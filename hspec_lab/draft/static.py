@@ -107,12 +107,20 @@ class StaticDrafter(Eagle2Drafter):
         with self.recorder.span("draft", self.level, n_rows, self.cache.kv_len, nodes):
             if self._tokens:
                 self._ingest()
-            tokens = self._filled()
+            tokens = self.filled()
             tree = Tree(tokens.tolist(), list(self.draft.parents), list(self.draft.depths))
             return Proposal(tree, [self.level] * len(tree))
 
-    def _filled(self) -> np.ndarray:
-        """int64 [tree_size], the tree's tokens, the pending one first."""
+    def filled(self, log_p: np.ndarray | None = None) -> np.ndarray:
+        """Run the head over the tree.
+
+        Args:
+            log_p: fp32 [tree_size], receives each token's log-probability given its parent, the
+                root's excepted; None: nobody asks.
+
+        Returns:
+            int64 [tree_size], the tree's tokens, the pending one first.
+        """
         device, base, guessed = self.head.model.device, self.cache.kv_len, self._root
         tokens = np.full(self.draft.tree_size, self._last, dtype=np.int64)
         for level in self._levels:
@@ -122,6 +130,8 @@ class StaticDrafter(Eagle2Drafter):
                 ids = torch.from_numpy(tokens[level.nodes]).to(device)
                 features = guessed[level.above.to(device)]
                 guessed = self.head.forward(ids, features, self.cache, rows)
-            _, best = self._top_k(guessed)
+            values, best = self._top_k(guessed)
             tokens[level.children] = best[level.rows, level.places]
+            if log_p is not None:
+                log_p[level.children] = values[level.rows, level.places]
         return tokens

@@ -46,7 +46,16 @@ def _from_json(text: str) -> dict | None:
     if not isinstance(found, dict):
         return None
     inner = [value for value in found.values() if isinstance(value, dict)]
-    return inner[0] if len(found) == len(inner) == 1 else found
+    if len(found) == len(inner) == 1 and len(inner[0]) > 1:
+        found = inner[0]
+    return {name: _unwrapped(value) for name, value in found.items()}
+
+
+def _unwrapped(value):
+    """NVTX for Python describes a number as a struct of one number: {"int64": 3}."""
+    if isinstance(value, dict) and len(value) == 1:
+        return next(iter(value.values()))
+    return value
 
 
 def _from_bytes(data: str | bytes, domain: int, layouts: dict) -> dict | None:
@@ -79,14 +88,31 @@ def _layouts(tables: Tables) -> dict[tuple[int, int], tuple[tuple[str, ...], str
         n_entries += len(part["idx"])
         if n_entries > _MOST_ENTRIES:
             break
-    layouts = {key: _layout([fields[i] for i in sorted(fields)]) for key, fields in entries.items()}
+    # a field may itself be a struct of one number, see `_unwrapped`; its type is that schema's id
+    numbers = {
+        schema: next(iter(fields.values()))[0]
+        for (_, schema), fields in entries.items()
+        if len(fields) == 1
+    }
+    layouts = {
+        key: _layout([fields[i] for i in sorted(fields)], numbers)
+        for key, fields in entries.items()
+    }
     return {key: layout for key, layout in layouts.items() if layout is not None}
 
 
-def _layout(fields: list[tuple]) -> tuple[tuple[str, ...], struct.Struct] | None:
-    """Names and layout of a struct; None when a field is no number or lies inside another."""
+def _layout(
+    fields: list[tuple], numbers: dict[int, int]
+) -> tuple[tuple[str, ...], struct.Struct] | None:
+    """Names and layout of a struct; None when a field is no number or lies inside another.
+
+    Args:
+        fields: type, offset and name of each.
+        numbers: the type of the one number that a schema holds, by the schema's id.
+    """
     format, at = "<", 0
     for kind, offset, name in fields:
+        kind = kind if kind in _TYPES else numbers.get(kind)
         if kind not in _TYPES or not isinstance(name, str):
             return None
         size = struct.calcsize(_TYPES[kind])

@@ -1,137 +1,133 @@
-"""The left side of the Explorer: widgets that together spell one `Config`."""
+"""The left side of the Explorer: widgets that together spell one `Choice`."""
 
 from dataclasses import replace
 
 import ipywidgets as ipw
 
-from hspec_lab.config import MENU, Chain, Config, Eagle2, Refine, split_model
+from hspec_lab.config import CPU_FORMATS, MENU
 from hspec_lab.terms import METHODS
+from hspec_lab.widgets.choice import USED, Choice
 
-# which controls a method listens to, besides the target's format
-_USED = {
-    "ar": (),
-    "chain": ("intermediate_format", "draft_len"),
-    "eagle2": ("tree_size", "depth", "top_k"),
-    "hierspec": ("intermediate_format", "tree_size", "depth", "top_k", "draft_len"),
-}
-_WIDE = {"description_width": "142px"}
-
-
-class Controls(ipw.VBox):
-    """Format, method and sizes; everything else of a configuration is taken from `base`."""
-
-    def __init__(self, base: Config):
-        self.base = base
-        chosen, intermediate, eagle, draft_len = _taken_apart(base)
-        self.method = ipw.ToggleButtons(
-            options=METHODS, value=chosen, style={"button_width": "76px"}, tooltips=_METHODS
-        )
-        self.target_format = _dropdown(
-            "target format", base.format, "how the target's weights are stored"
-        )
-        self.intermediate_format = _dropdown(
-            "intermediate format",
-            split_model(intermediate)[1],
-            "how the intermediate model's are",
-            # a stack's size is the target's own
-            tuple(name for name in MENU if not name.startswith("bitstack")),
-        )
-        self.tree_size = _slider(
-            "tree size", eagle.tree_size, 2, 64, "nodes of the tree, its root counted"
-        )
-        self.depth = _slider("depth", eagle.depth, 1, 10, "levels of the tree below its root")
-        self.top_k = _slider("top-k", eagle.top_k, 1, 16, "children tried per node")
-        self.draft_len = _slider(
-            "draft length", draft_len, 1, 16, "tokens handed to the target at least"
-        )
-        self._sampling = getattr(base.draft, "sampling", "sample")
-        self._where = {
-            "target": split_model(base.target)[0],
-            "intermediate": split_model(intermediate)[0],
-            "head": eagle.head,
-        }
-        self.sizes = (
-            self.target_format,
-            self.intermediate_format,
-            self.tree_size,
-            self.depth,
-            self.top_k,
-            self.draft_len,
-        )
-        super().__init__([self.method, *self.sizes])
-        self.method.observe(lambda _: self._enable(), "value")
-        self._enable()
-
-    @property
-    def config(self) -> Config:
-        """The configuration that the controls spell now."""
-        intermediate = f"{self._where['intermediate']}@{self.intermediate_format.value}"
-        eagle = Eagle2(
-            self.tree_size.value, self.depth.value, self.top_k.value, self._where["head"]
-        )
-        draft = {
-            "ar": None,
-            "chain": Chain(intermediate, self.draft_len.value),
-            "eagle2": eagle,
-            "hierspec": Refine(intermediate, eagle, self.draft_len.value, self._sampling),
-        }[self.method.value]
-        target = f"{self._where['target']}@{self.target_format.value}"
-        return replace(self.base, target=target, draft=draft)
-
-    def watch(self, changed) -> None:
-        """Call `changed()` whenever any control moves."""
-        for control in (self.method, *self.sizes):
-            control.observe(lambda _: changed(), "value")
-
-    def _enable(self) -> None:
-        used = _USED[self.method.value]
-        for name in _USED["hierspec"]:
-            getattr(self, name).disabled = name not in used
-        at_least = self.method.value == "hierspec"
-        self.draft_len.description = "min. draft length" if at_least else "draft length"
-
-
+_CONTEXTS = (128, 256, 512, 1024, 2048, 4096, 8192)
+_WIDE = {"description_width": "128px"}
+_LAYOUT = {"width": "340px"}
+_WORDS = 34  # characters of a prompt that a menu shows
 _METHODS = (
     "autoregressive: one token per pass, the yardstick",
     "the intermediate model drafts a sequence",
     "an EAGLE-2 head drafts a tree",
     "head, intermediate model, target: a tree becomes a sequence",
 )
+# what a choice calls a field, what the panel calls its control
+NAMES = {
+    "device": "device",
+    "target": "target_format",
+    "intermediate": "intermediate_format",
+    "head": "head_format",
+    "method": "method",
+    "tree_size": "tree_size",
+    "depth": "depth",
+    "top_k": "top_k",
+    "length": "draft_len",
+    "context": "context",
+    "prompt": "text",
+}
 
 
-def _taken_apart(config: Config) -> tuple[str, str, Eagle2, int]:
-    """Method, intermediate model, tree and draft length; defaults where a config has none."""
-    if config.method == "static":
-        raise ValueError("Explorer shows trees that grow: give Eagle2, not Static")
-    draft, intermediate, draft_len = config.draft, f"zoo:intermediate@{config.format}", 6
-    if isinstance(draft, Chain):
-        intermediate, draft_len = draft.model, draft.draft_len
-    if isinstance(draft, Refine):
-        if not isinstance(draft.draft, Eagle2):
-            raise ValueError(f"Explorer shows Refine over Eagle2, got Refine over {draft.draft!r}")
-        intermediate, draft_len, draft = draft.model, draft.at_least, draft.draft
-    eagle = draft if isinstance(draft, Eagle2) else Eagle2()
-    return config.method, intermediate, eagle, draft_len
+class Controls(ipw.VBox):
+    """Device, formats, method, sizes and text; `choice` reads and moves them all."""
+
+    def __init__(self, start: Choice):
+        self.method = ipw.ToggleButtons(
+            options=METHODS,
+            value=start.method,
+            style={"button_width": "80px"},
+            tooltips=_METHODS,
+            layout=_LAYOUT,
+        )
+        self.device = _menu("device", [start.device], "whose times are predicted")
+        self.target_format = _menu("target format", MENU, "how the target's weights are stored")
+        # a stack's size is the target's own
+        below = [name for name in MENU if not name.startswith("bitstack")]
+        self.intermediate_format = _menu("intermediate", below, "how the intermediate model's are")
+        heads = [("as its files hold it", ""), *((name, name) for name in CPU_FORMATS[1:])]
+        self.head_format = _menu("head format", heads, "how the draft head's are")
+        self.tree_size = _slider("tree size", 64, "nodes of the tree, its root counted")
+        self.depth = _slider("depth, levels", 10, "levels of the tree below its root")
+        self.top_k = _slider("top-k", 16, "children tried per node")
+        self.draft_len = _slider("draft length", 16, "tokens handed to the target at least")
+        contexts = [("as measured", None), *((f"{n} tokens", n) for n in _CONTEXTS)]
+        self.context = _menu("context", contexts, "tokens stored before the round")
+        self.text = _menu("text", [("all texts", None)], "the text whose acceptance is replayed")
+        self._start = start
+        super().__init__([self.method, *self._all()])
+        self.method.observe(lambda _: self._enable(), "value")
+        self.choice = start
+        self._enable()
+
+    @property
+    def choice(self) -> Choice:
+        """What the controls spell now; set it to move them all."""
+        return Choice(**{name: getattr(self, to).value for name, to in NAMES.items()})
+
+    @choice.setter
+    def choice(self, choice: Choice) -> None:
+        for name, to in NAMES.items():
+            _move(getattr(self, to), getattr(choice, name))
+
+    def offer(self, devices: list[str], texts: list[str]) -> None:
+        """Fill the menus that depend on what was recorded; what is chosen stays chosen."""
+        kept = self.choice
+        self.device.options = devices
+        names = [(f"{number}: {_first_words(text)}", number) for number, text in enumerate(texts)]
+        self.text.options = [("all texts", None), *names]
+        device = kept.device if kept.device in devices else devices[0]
+        prompt = kept.prompt if kept.prompt is None or kept.prompt < len(texts) else None
+        self.choice = replace(kept, device=device, prompt=prompt)
+
+    def watch(self, changed) -> None:
+        """Call `changed()` whenever any control moves."""
+        for control in (self.method, *self._all()):
+            control.observe(lambda _: changed(), "value")
+
+    def _all(self) -> list[ipw.Widget]:
+        return [getattr(self, to) for name, to in NAMES.items() if name != "method"]
+
+    def _enable(self) -> None:
+        used = USED[self.method.value]
+        for name in USED["hierspec"]:
+            getattr(self, NAMES[name]).disabled = name not in used
+        at_least = self.method.value == "hierspec"
+        self.draft_len.description = "min. draft length" if at_least else "draft length"
 
 
-def _dropdown(name: str, value: str, tooltip: str, menu: tuple = MENU) -> ipw.Dropdown:
+def _move(control: ipw.Widget, value) -> None:
+    """Give a control a value, and room for it where it had none."""
+    if isinstance(control, ipw.IntSlider):
+        control.max = max(control.max, value)
+    elif isinstance(control, ipw.Dropdown) and value not in _values(control):
+        told = f"{value} tokens" if control.description == "context" else str(value)
+        control.options = [*control.options, (told, value)]
+    control.value = value
+
+
+def _values(control: ipw.Dropdown) -> list:
+    return [one[1] if isinstance(one, tuple) else one for one in control.options]
+
+
+def _first_words(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= _WORDS else f"{line[: _WORDS - 1]}…"
+
+
+def _menu(name: str, options, tooltip: str) -> ipw.Dropdown:
+    pairs = [one if isinstance(one, tuple) else (one, one) for one in options]
     return ipw.Dropdown(
-        options=menu if value in menu else (*menu, value),
-        value=value,
-        description=name,
-        tooltip=tooltip,
-        style=_WIDE,
-        layout={"width": "340px"},
+        options=pairs, description=name, tooltip=tooltip, style=_WIDE, layout=_LAYOUT
     )
 
 
-def _slider(name: str, value: int, low: int, high: int, tooltip: str) -> ipw.IntSlider:
+def _slider(name: str, high: int, tooltip: str) -> ipw.IntSlider:
     return ipw.IntSlider(
-        value,
-        low,
-        max(high, value),
-        description=name,
-        tooltip=tooltip,
-        style=_WIDE,
-        layout={"width": "340px"},
+        1, 1, high, description=name, tooltip=tooltip, style=_WIDE, layout=_LAYOUT
     )

@@ -8,7 +8,6 @@ import pandas as pd
 
 from hspec_lab import breakdown, store
 from hspec_lab.config import Chain, Config, Refine, from_dict, split_model
-from hspec_lab.terms import ROUND_PHASES
 
 COLUMNS = ["format", "method", "tokens_per_s", "speedup", "low", "high", "mean_emitted"]
 COLUMNS += ["current", "draft", "run"]
@@ -40,6 +39,12 @@ class Measured:
         """Columns `phase`, `us_per_emitted` and more, see `breakdown.phase_table`."""
         return breakdown.phase_table(self.tables["rounds"], self.tables["spans"])
 
+    @cached_property
+    def us_interval(self) -> tuple[float, float]:
+        """95 % interval of us per emitted token over prompts; NaN for a single one."""
+        numbers = breakdown.summary(self.tables["rounds"], self.tables["spans"])
+        return 1e6 / numbers["tokens_per_s_high"], 1e6 / numbers["tokens_per_s_low"]
+
     @property
     def note(self) -> str:
         """Where, on what and when, in one line."""
@@ -61,12 +66,21 @@ class Known:
         self.root = Path(root)
         self._runs: dict[Path, Measured | None] = {}
         self._elsewhere: list[Path] = []
+        self._seen_ns = 0
         self.refresh()
+
+    def renew(self) -> bool:
+        """Look for new folders if the store has changed since; says whether it had."""
+        changed = _changed_ns(self.root) != self._seen_ns
+        if changed:
+            self.refresh()
+        return changed
 
     def refresh(self, written: Path | str | None = None) -> None:
         """Look for new folders; `written` is one that may lie outside the store."""
         if written and Path(written).parent.resolve() != self.root.resolve():
             self._elsewhere.insert(0, Path(written))
+        self._seen_ns = _changed_ns(self.root)
         names = store.list_runs(self.root)
         good = names.loc[names["problem"] == "", "run"]
         folders = [*self._elsewhere, *(self.root / name for name in good)]
@@ -118,18 +132,11 @@ def comparison(runs: list[Measured], current: Config) -> pd.DataFrame:
     return table[COLUMNS].reset_index(drop=True)
 
 
-def best_of_each(table: pd.DataFrame) -> pd.DataFrame:
-    """The fastest per format and method, save that the current one stands for its own."""
-    ordered = table.sort_values(["current", "speedup"], ascending=False, kind="stable")
-    return ordered.drop_duplicates(["format", "method"])
-
-
-def stacked(runs: list[Measured]) -> pd.DataFrame:
-    """Columns `label`, `phase`, `us_per_emitted` for `figures.breakdown_bar`."""
-    parts = [run.phases.assign(label=label(run.config)) for run in runs]
-    empty = pd.DataFrame(columns=["label", "phase", "us_per_emitted"])
-    table = pd.concat(parts) if parts else empty
-    return table.loc[table["phase"].isin(ROUND_PHASES), list(empty)]
+def _changed_ns(root: Path) -> int:
+    try:
+        return root.stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def _read(folder: Path) -> Measured | None:

@@ -1,10 +1,14 @@
 """A figure in a panel: live where plotly's FigureWidget works, plain HTML where it does not."""
 
+from collections.abc import Callable
 from html import escape
 
 import ipywidgets as ipw
 import plotly.graph_objects as go
 
+from hspec_lab.widgets.pictures import Drawn, put
+
+_NONE = object()
 HOW_TO_GET_LIVE = (
     "Figures are still pictures here; for live ones: pip install 'hspec-lab[lab]', restart."
 )
@@ -28,7 +32,7 @@ export default { render({ el }) {
 } };
 """
 
-# in the notebook's own ink, which a figure alone cannot know
+# in the notebook's own ink, which a figure alone cannot know; views side by side where there is room
 STYLE = """<style>
 .hspec-explorer .js-plotly-plot text:not(.bartext, .hoverlayer text) {
   fill: var(--jp-content-font-color1, #7b7b7b) !important; }
@@ -36,6 +40,18 @@ STYLE = """<style>
 .hspec-explorer { container-type: inline-size; }
 .hspec-views > * { flex: 1 1 440px; min-width: 0; max-width: 1100px; overflow: hidden; }
 .hspec-views > * > * { width: 100%; min-width: 0; }
+.hspec-controls { align-self: flex-start; }
+.hspec-grid { display: grid; grid-template-columns: minmax(0, 1fr); gap: 4px 12px; }
+.hspec-grid > * { min-width: 0; max-width: none; overflow: hidden; }
+@container (min-width: 900px) {
+  .hspec-grid { grid-template-columns: repeat(2, minmax(0, 1fr)); }
+  .hspec-grid > :first-child { grid-column: 1 / -1; } }
+@container (min-width: 1700px) {
+  .hspec-grid { grid-template-columns: repeat(3, minmax(0, 1fr)); }
+  .hspec-grid > :first-child { grid-column: span 2; } }
+.hspec-explorer .widget-label, .hspec-explorer .widget-readout {
+  color: var(--jp-ui-font-color1, inherit); }
+.hspec-explorer textarea { font-family: var(--jp-code-font-family, monospace); font-size: 12px; }
 </style>"""
 
 
@@ -64,13 +80,15 @@ class LiveView(ipw.VBox):
     def __init__(self, figure: go.Figure):
         self.figure = go.FigureWidget(figure)
         self.figure._config = {"responsive": True, "displayModeBar": False}
+        self._drawn, self._clicked = None, None
         super().__init__([self.figure])
 
     def show(self, figure: go.Figure) -> None:
         """Replace what is shown."""
         live = self.figure
+        self._drawn = None
         with live.batch_update():
-            same = len(live.data) == len(figure.data)
+            same = [trace.type for trace in live.data] == [trace.type for trace in figure.data]
             if same:
                 for old, new in zip(live.data, figure.data, strict=True):
                     old.update(new.to_plotly_json(), overwrite=True)
@@ -78,6 +96,33 @@ class LiveView(ipw.VBox):
         if not same:
             live.data = ()
             live.add_traces(figure.data)
+            self._listen()
+
+    def draw(self, drawn: Drawn) -> None:
+        """Show a figure; where only its marks moved since, send these alone."""
+        if self._drawn is None or drawn.key != self._drawn.key:
+            self.show(drawn.figure())
+        else:
+            moved = self._drawn.moves
+            news = {at: new for at, new in drawn.moves.items() if moved.get(at, _NONE) != new}
+            if news:
+                with self.figure.batch_update():
+                    put(self.figure, news)
+        self._drawn = drawn
+
+    def on_click(self, clicked: Callable[[float, float], None]) -> None:
+        """Call `clicked(x, y)` with the point of a map that somebody clicks."""
+        self._clicked = clicked
+        self._listen()
+
+    def _listen(self) -> None:
+        for trace in self.figure.data if self._clicked else ():
+            if trace.type == "heatmap":
+                trace.on_click(lambda _, points, __: self._tell(points))
+
+    def _tell(self, points) -> None:
+        if points.xs and points.ys:
+            self._clicked(points.xs[0], points.ys[0])
 
 
 class StillView(ipw.HTML):
@@ -93,6 +138,13 @@ class StillView(ipw.HTML):
         """Replace what is shown."""
         self.figure = figure
         self.value = bars_html(figure)
+
+    def draw(self, drawn: Drawn) -> None:
+        """Show a figure."""
+        self.show(drawn.figure())
+
+    def on_click(self, clicked: Callable[[float, float], None]) -> None:
+        """A picture hears no clicks; sliders do the same."""
 
 
 def bars_html(figure: go.Figure) -> str:
@@ -128,7 +180,7 @@ def _row(name: str, parts: list[tuple], longest: float) -> str:
     )
 
 
-def page(title: str, status: str, drawn: list[go.Figure]) -> str:
+def page(title: str, status: str, drawn: list[go.Figure], footer: str = "") -> str:
     """Return one offline HTML page with these figures."""
     plots = "".join(
         figure.to_html(full_html=False, include_plotlyjs=position == 0)
@@ -138,5 +190,6 @@ def page(title: str, status: str, drawn: list[go.Figure]) -> str:
         "<!doctype html><meta charset='utf-8'><meta name='color-scheme' content='light dark'>"
         f"<title>{escape(title)}</title>"
         "<body style='font:15px system-ui;max-width:1100px;margin:auto'>"
-        f"<h1 style='font-size:22px'>{escape(title)}</h1><p>{escape(status)}</p>{plots}</body>"
+        f"<h1 style='font-size:22px'>{escape(title)}</h1><p>{escape(status)}</p>{plots}"
+        f"<p style='font-size:12px;opacity:.8'>{escape(footer)}</p></body>"
     )
