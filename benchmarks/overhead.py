@@ -186,7 +186,28 @@ def percent(ratio: dict[str, float]) -> str:
     return f"{added:+.1f} % ({low:+.1f}..{high:+.1f})"
 
 
-def report(rows: list[dict], costs: dict[str, dict[str, float]], turns: int) -> None:
+def report(turns: int = 20, tokens: int = 48, threads: int = 2) -> dict:
+    """Count and measure, print both, and return them."""
+    costs, models, rows = all_costs(), Models(), []
+    for format, (method, draft) in product(FORMATS, DRAFTS.items()):
+        config = Config(
+            target=f"zoo:target@{format}",
+            draft=draft,
+            n_prompts=N_PROMPTS,
+            max_new_tokens=tokens,
+            threads=threads,
+        )
+        found = measured(config, models, turns)
+        rows.append(
+            {"format": format, "method": method} | found | {"counted": shares(costs, found)}
+        )
+        print(".", end="", flush=True, file=sys.stderr)
+    print(file=sys.stderr)
+    show(rows, costs, turns)
+    return {"costs_us": costs, "rows": rows, "turns": turns}
+
+
+def show(rows: list[dict], costs: dict[str, dict[str, float]], turns: int) -> None:
     """Print what was counted and what was measured."""
     print(f"{'us of one':24}" + "".join(f"{kind:>10}" for kind in KINDS))
     for name, cost in costs.items():
@@ -213,28 +234,11 @@ def main() -> None:
     if args.only_nvtx_costs:
         print(json.dumps(nvtx_costs()))
         return
-    costs = all_costs()
-    models, rows = Models(), []
-    for format, (method, draft) in product(FORMATS, DRAFTS.items()):
-        config = Config(
-            target=f"zoo:target@{format}",
-            draft=draft,
-            n_prompts=N_PROMPTS,
-            max_new_tokens=args.tokens,
-            threads=args.threads,
-        )
-        found = measured(config, models, args.turns)
-        rows.append(
-            {"format": format, "method": method} | found | {"counted": shares(costs, found)}
-        )
-        print(".", end="", flush=True, file=sys.stderr)
-    print(file=sys.stderr)
-    report(rows, costs, args.turns)
+    result = report(args.turns, args.tokens, args.threads)
     facts = conditions("cpu", args.threads)
     print("\n" + ", ".join(f"{name} {value}" for name, value in facts.items()))
     if args.json:
-        result = {"costs_us": costs, "rows": rows, "turns": args.turns, "environment": facts}
-        args.json.write_text(json.dumps(result, indent=1) + "\n")
+        args.json.write_text(json.dumps(result | {"environment": facts}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

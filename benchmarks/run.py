@@ -19,12 +19,13 @@ from pathlib import Path
 
 import numpy as np
 from bits import report as report_bits
+from overhead import report as report_overhead
+from traces import report as report_traces
 
 from hspec_lab.config import Chain, Config, Eagle2, Refine
 from hspec_lab.experiment import Session, environment
 from hspec_lab.peer import Peer
 from hspec_lab.pipeline import Models, locate
-from hspec_lab.trace import Recorder, measure_span_cost
 
 FORMATS = ("fp32", "w8a8", "w4a16-g128")
 MIDDLE = "zoo:intermediate@w4a16-g128"
@@ -127,35 +128,6 @@ def speeds(args, models: Models) -> tuple[list[dict], dict]:
     return rows, claims
 
 
-def recording_cost(args, models: Models) -> dict:
-    """What recording adds to a round: spans per round x cost of a span, and paired end to end."""
-    config = Config(
-        target="zoo:target@w8a8",
-        draft=DRAFTS["hierspec 6/2"],
-        n_prompts=args.prompts,
-        max_new_tokens=args.tokens,
-        threads=args.threads,
-    )
-    with_it, without = Session(config, models), Session(config, models, record=False)
-    both = {
-        "with": lambda index: our_seconds(with_it, index),
-        "without": lambda index: our_seconds(without, index),
-    }
-    times = interleaved(both, args.prompts, 2 * args.repeats)
-    tables = with_it.recorder.tables()
-    in_rounds = tables["spans"][tables["spans"]["round"] >= 0]
-    spans_per_round = len(in_rounds) / len(tables["rounds"])
-    span_us = measure_span_cost(Recorder)
-    round_us = float(tables["rounds"]["duration_us"].median())
-    return {
-        "span_us": round(span_us, 3),
-        "spans_per_round": round(spans_per_round, 2),
-        "round_us": round(round_us, 1),
-        "share": round(span_us * spans_per_round / round_us, 5),
-        "end_to_end": ratio(times["with"], times["without"]),
-    }
-
-
 def every_configuration() -> dict:
     """Compile every visible configuration of every kernel for three GPU generations."""
     variables = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
@@ -182,7 +154,6 @@ def main() -> None:
     args = parser.parse_args()
     models = Models()
     rows, claims = speeds(args, models)
-    cost = recording_cost(args, models)
     print(f"{'':24} {'tokens/s':>9} {'over plain':>11}  q1..q3")
     for row in rows:
         print(
@@ -192,12 +163,10 @@ def main() -> None:
     print()
     for name, found in claims.items():
         print(f"{name}: {found['median']:.2f}x ({found['q1']:.2f}..{found['q3']:.2f})")
-    print(
-        f"recording: {cost['spans_per_round']} spans a round x {cost['span_us']} us over "
-        f"{cost['round_us']} us = {cost['share']:.2%} of a round (wanted < 2 %); end to end "
-        f"{cost['end_to_end']['median']:.3f} "
-        f"({cost['end_to_end']['q1']:.3f}..{cost['end_to_end']['q3']:.3f})"
-    )
+    print("\nrecording, wanted < 2 % of a round")
+    recording = report_overhead(4 * args.repeats, args.tokens // 2, args.threads)
+    print("\ntraces, wanted: 200 MB read in < 20 s and < 1.5 GB, each export in < 2 s")
+    traces = report_traces(args.repeats)
     print()
     bits = report_bits(args.threads, 12 * args.repeats, models)
     kernels = every_configuration()
@@ -210,8 +179,8 @@ def main() -> None:
     conditions = environment(Config(threads=args.threads))
     print(", ".join(f"{name} {value}" for name, value in conditions.items()))
     if args.json:
-        result = {"rows": rows, "claims": claims, "recording": cost, "bits": bits}
-        result["kernels"] = kernels
+        result = {"rows": rows, "claims": claims, "recording": recording}
+        result |= {"traces": traces, "bits": bits, "kernels": kernels}
         result["environment"] = conditions
         args.json.write_text(json.dumps(result, indent=1) + "\n")
 

@@ -14,10 +14,12 @@ _HOME = {
     "Refine": "config",
     "Static": "config",
     "run": "api",
+    "run_together": "api",
     "decode": "decode",
     "Run": "lab",
     "open_store": "lab",
     "Explorer": "widgets",
+    "TimelineView": "widgets.timeline",
 }
 __all__ = sorted(_HOME)
 

@@ -9,10 +9,11 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from uuid import uuid4
 
 import pandas as pd
 import torch
@@ -225,6 +226,7 @@ class Session:
         audits: list[dict] = (),
         kind: str = "measured",
         more: dict[str, pd.DataFrame] | None = None,
+        together: str = "",
     ) -> Path:
         """Store everything decoded so far as one run folder; returns it.
 
@@ -233,6 +235,7 @@ class Session:
             audits: outputs that differ from plain decoding.
             kind: what the run is.
             more: tables of `store.MORE_TABLES` that somebody else recorded.
+            together: a name that runs share which took turns.
         """
         if self.controller is not None:
             raise ValueError("a run folder holds one drafter's rounds: decode without a controller")
@@ -251,6 +254,7 @@ class Session:
             "outputs": [self.output(i) if i in self.rounds else "" for i in decoded],
             "prefill": {"prompt_tokens": [len(self.prompt_ids[index]) for index in decoded]},
             "audits": list(audits),
+            "together": together,
         }
         folder = store.new_folder(root, config_id(self.config))
         return store.write_run(folder, head, self.tables() | (more or {}))
@@ -279,20 +283,63 @@ def measure(
     Returns:
         The run folder.
     """
-    report = _Throttled(progress)
+    return measure_together([config], root, progress, modules=modules)[0]
+
+
+def measure_together(
+    configs: Sequence[Config],
+    root: Path,
+    progress: Progress | None = None,
+    *,
+    modules: bool = False,
+) -> list[Path]:
+    """Decode the prompts of several configs, taking turns prompt by prompt; store a run of each.
+
+    What slows a machine for a while then slows all of them, so that their runs compare.
+
+    Args:
+        configs: with the same prompts, device and threads.
+        root, progress, modules: as for `measure`.
+
+    Returns:
+        The run folders, in the configs' order.
+
+    Raises:
+        ValueError: the configs' prompts, devices or threads differ.
+    """
+    _check_comparable(configs)
+    report, models = _Throttled(progress), Models()
     report(0, 1, "loading")
-    session = Session(config, progress=progress, modules=modules)
-    total = len(session.prompts) * config.max_new_tokens
+    sessions = [Session(config, models, progress=progress, modules=modules) for config in configs]
+    n_prompts = len(sessions[0].prompts)
+    total = n_prompts * sum(config.max_new_tokens for config in configs)
     report(0, total, "warming up")
-    session.warm_up()
-    for index in range(len(session.prompts)):
-        done = index * config.max_new_tokens
-        for item in session.rounds_of(index):
-            done += item.n_emitted
-            report(done, total, f"prompt {index + 1} of {len(session.prompts)}")
-    folder = session.write(root)
+    for session in sessions:
+        session.warm_up()
+    done = 0
+    for index in range(n_prompts):
+        # who comes first changes from prompt to prompt
+        first = index % len(sessions)
+        for session in (*sessions[first:], *sessions[:first]):
+            before = done
+            for item in session.rounds_of(index):
+                done += item.n_emitted
+                report(done, total, f"prompt {index + 1} of {n_prompts}")
+            done = before + session.config.max_new_tokens
+    together = uuid4().hex[:12] if len(sessions) > 1 else ""
+    folders = [session.write(root, together=together) for session in sessions]
     report.now(total, total, "stored")
-    return folder
+    return folders
+
+
+def _check_comparable(configs: Sequence[Config]) -> None:
+    if not configs:
+        raise ValueError("give at least one config to measure")
+    for name in ("prompts", "n_prompts", "device", "threads"):
+        found = list(dict.fromkeys(getattr(config, name) for config in configs))
+        if len(found) > 1:
+            values = f"{found[0]!r} and {found[1]!r}"
+            raise ValueError(f"configs that take turns share {name}, got {values}")
 
 
 class _Throttled:

@@ -128,6 +128,4 @@ def _menu(name: str, options, tooltip: str) -> ipw.Dropdown:
 
 
 def _slider(name: str, high: int, tooltip: str) -> ipw.IntSlider:
-    return ipw.IntSlider(
-        1, 1, high, description=name, tooltip=tooltip, style=_WIDE, layout=_LAYOUT
-    )
+    return ipw.IntSlider(1, 1, high, description=name, tooltip=tooltip, style=_WIDE, layout=_LAYOUT)

@@ -6,35 +6,30 @@ runs a model and never waits.  What it shows is there without a browser too: `ch
 """
 
 import threading
-import time
 from collections.abc import Callable
-from concurrent.futures import Future
 from dataclasses import replace
-from html import escape
 from pathlib import Path
 
-import ipywidgets as ipw
 import pandas as pd
 import plotly.graph_objects as go
 
-from hspec_lab import breakdown, trace_out
+from hspec_lab import trace_out
 from hspec_lab.config import Config
 from hspec_lab.timeline import of_run
-from hspec_lab.widgets.actions import Actions, code_of
+from hspec_lab.widgets.actions import code_of
 from hspec_lab.widgets.answers import Answers
 from hspec_lab.widgets.choice import Choice, choice_of, from_query
-from hspec_lab.widgets.controls import Controls
-from hspec_lab.widgets.knowledge import Knowledge
+from hspec_lab.widgets.knowledge import one_line
 from hspec_lab.widgets.known import Known, baseline, comparison, label
-from hspec_lab.widgets.measuring import Measuring
+from hspec_lab.widgets.panel import NO_MEASURE, Panel
 from hspec_lab.widgets.pictures import VIEWS, draw
-from hspec_lab.widgets.scene import Bar, Scene
-from hspec_lab.widgets.views import HOW_TO_GET_LIVE, STYLE, fit, page, view
+from hspec_lab.widgets.scene import table_of
+from hspec_lab.widgets.views import page
 
-NO_MEASURE = "to measure here, hand over the function that does it: Explorer(store, measure=run)"
+MOST_PINS = 6  # bars that a breakdown keeps readable
 
 
-class Explorer(ipw.VBox):
+class Explorer(Panel):
     """A panel over a store of runs: `Explorer(result.store, measure=run, config=result.config)`."""
 
     def __init__(
@@ -52,7 +47,7 @@ class Explorer(ipw.VBox):
                 called in a child process, so it must be importable there.  One that takes `root`
                 and `again`, as `hspec_lab.run` does, writes into this store and measures anew.
             config: where the controls begin; prompts, lengths, device and threads stay its own.
-                None: the newest run's, else HierSpec on the zoo.
+                None: the newest run's that controls can spell, else HierSpec on the zoo.
             answers: what predictions are made of; None: what ships, read in the background.
 
         Raises:
@@ -60,57 +55,9 @@ class Explorer(ipw.VBox):
                 that no control spells.
         """
         # a path has a `root` too, the disk's
-        self.known = Known(store if isinstance(store, str | Path) else store.root)
-        self.base, start = _start(self.known, config)
-        self.pins: list[Bar] = []
-        self._lock = threading.RLock()
-        self._soon = Soon(self._paint)
-        self._search, self._searching = 0, False
-        self._advice: tuple[Choice, str] | None = None
-        self.controls = Controls(start)
-        self.measuring = Measuring(
-            measure, self._say, self._measured, root=self.known.root, again=True
-        )
-        self.actions = Actions()
-        self.knowledge = Knowledge(self.base, answers, self._soon.ask)
-        self._offered = False
-        self._build()
-        self._connect()
-        self._paint()
-
-    def _build(self) -> None:
-        self.status, self.footer = ipw.HTML(), ipw.HTML()
-        self.measure_button, self.cancel_button = self.measuring.start, self.measuring.stop
-        self.progress = self.measuring.progress
-        self.measure_button.tooltip = (
-            NO_MEASURE if self.measure_button.disabled else "run this configuration now"
-        )
-        self.state_text = ipw.Text(
-            description="state",
-            tooltip="these settings as one line: copy it, or put another one in",
-            continuous_update=False,
-            style={"description_width": "40px"},
-            layout={"width": "340px"},
-        )
-        empty = self.knowledge.look(self.choice, self.known, [])
-        self.views = {name: view(draw(empty, name).figure()) for name in VIEWS}
-        self.breakdown_view, self.speedup_view = self.views["breakdown"], self.views["speedup"]
-        grid = ipw.Box(list(self.views.values()))
-        grid.layout.display = None
-        grid.add_class("hspec-grid")
-        parts = [self.controls, self.measuring, self.actions, self.state_text]
-        left = ipw.VBox(parts, layout={"flex": "0 0 360px"})
-        left.add_class("hspec-controls")
-        right = ipw.VBox(
-            [self.status, grid, self.footer], layout={"flex": "1 1 460px", "min_width": "0"}
-        )
-        panel = ipw.Box([left, right], layout={"flex_flow": "row wrap", "width": "100%"})
-        super().__init__([ipw.HTML(STYLE, layout={"display": "none"}), panel, *fit()])
-        self.add_class("hspec-explorer")
-
-    def _connect(self) -> None:
-        """Every callback is guarded: what fails is one line in the panel."""
-        self.controls.watch(self._soon.ask)
+        known = Known(store if isinstance(store, str | Path) else store.root)
+        base, start = _start(known, config)
+        super().__init__(known, base, start, measure, answers)
         presses = {
             self.measure_button: self.measure,
             self.cancel_button: self.cancel,
@@ -122,10 +69,8 @@ class Explorer(ipw.VBox):
         for button, act in presses.items():
             button.on_click(lambda _, act=act: self._guarded(act))
         self.actions.on_copy(self._copied)
-        self.views["acceptance"].on_click(
-            lambda x, y: self._guarded(lambda: self._pick(int(x), int(y)))
-        )
-        self.state_text.observe(lambda change: self._guarded(self._typed), "value")
+        self.views["acceptance"].on_click(lambda x, y: self._guarded(lambda: self.pick(x, y)))
+        self.state_text.observe(lambda _: self._guarded(self._typed), "value")
 
     @property
     def choice(self) -> Choice:
@@ -143,7 +88,11 @@ class Explorer(ipw.VBox):
 
     @property
     def state(self) -> str:
-        """The choice as one line, as behind a `?` in an address; set it to move the controls."""
+        """The choice as one line, as behind a `?` in an address; set it to move the controls.
+
+        A line that leaves out head, context or text speaks of them as by default; ValueError where
+        it says what no control can.
+        """
         return self.choice.query()
 
     @state.setter
@@ -151,20 +100,9 @@ class Explorer(ipw.VBox):
         unsaid = replace(self.choice, head="", context=None, prompt=None)
         choice, answers = from_query(text, unsaid), self.knowledge.answers
         if answers is not None and choice.device not in answers.devices:
-            raise ValueError(
-                f"device is one of {', '.join(answers.devices)}; got {choice.device!r}"
-            )
+            known = ", ".join(answers.devices)
+            raise ValueError(f"device is one of {known}; got {choice.device!r}")
         self.choice = choice
-
-    @property
-    def worker(self):
-        """The child process that measures; None without `measure`."""
-        return self.measuring.worker
-
-    @property
-    def busy(self) -> bool:
-        """Whether something is being measured."""
-        return self.measuring.busy
 
     def table(self, view: str | None = None) -> pd.DataFrame:
         """Return the numbers of a view; None: every run under the present conditions."""
@@ -180,10 +118,55 @@ class Explorer(ipw.VBox):
         """Write all views and the status as one offline page; returns where it lies."""
         path, scene = Path(path), self._whole("scatter")
         drawn = [draw(scene, name).figure() for name in VIEWS]
-        footer = "; ".join(scene.sources())
-        text = page(label(self.config), self._standing(scene), drawn, footer)
+        text = page(label(self.config), self._standing(scene), drawn, "; ".join(scene.sources()))
         path.write_text(text, encoding="utf-8")
         return path
+
+    def measure(self) -> None:
+        """Measure this configuration, and its ar first if that is unknown; returns at once."""
+        if not self.worker:
+            return self._say(NO_MEASURE, error=True)
+        answers = self.knowledge.answers
+        if answers is not None and self.choice.device != answers.here:
+            # what is measured here stands beside predictions for here
+            self.choice = replace(self.choice, device=answers.here)
+        config = self.config
+        plain = baseline(config)
+        # an ar that is known is measured again only when asked for by itself
+        first = [plain] if plain != config and not self.known.find(plain) else []
+        self.measuring.begin([*first, config])
+
+    def cancel(self) -> None:
+        """End the measurement under way; what it has finished before stays."""
+        if self.measuring.cancel():
+            scene = self.knowledge.look(self.choice, self.known, self.pins)
+            self._say(f"cancelled; {self._standing(scene)}")
+
+    def find_best(self) -> None:
+        """Move the controls to the fastest recorded setting of this device; returns at once."""
+        if self._searching:
+            return
+        self._searching = True
+        self._say("looking through every recorded setting")
+        threading.Thread(target=self._found, args=(self.choice,), daemon=True).start()
+
+    def pin(self) -> None:
+        """Keep the bars of this setting for comparison."""
+        scene = self._whole("breakdown")
+        kept = [bar for bar in self.pins if bar not in (new := scene.pinned())]
+        self.pins = [*kept, *new][-MOST_PINS:]
+        self._pinned()
+
+    def unpin(self) -> None:
+        """Drop the bars that were kept."""
+        self.pins = []
+        self._pinned()
+
+    def pick(self, tree_size: float, depth: float) -> None:
+        """Move the sliders to a cell of the acceptance map, and to a method that has a tree."""
+        method = self.knowledge.look(self.choice, self.known, []).tree_choice.method
+        sizes = {"tree_size": int(tree_size), "depth": int(depth)}
+        self.choice = replace(self.choice, method=method, **sizes)
 
     def code(self) -> str:
         """Return Python that makes this configuration and measures it."""
@@ -191,6 +174,9 @@ class Explorer(ipw.VBox):
 
     def export(self, format: str = "perfetto", path: Path | str | None = None) -> Path:
         """Write the measured run of this configuration, or with "page" all views; say where.
+
+        Args:
+            format: one of `trace_out.FORMATS`, or "page".
 
         Raises:
             ValueError: it is not measured, an unknown format, or the path is taken.
@@ -202,3 +188,59 @@ class Explorer(ipw.VBox):
             raise ValueError(f"{label(self.config)} is not measured: press Measure, then Export")
         path = path or trace_out.default_name(run.folder.name, format)
         return trace_out.write(of_run(run.head, run.tables), format, path)
+
+    def _whole(self, view: str):
+        if view not in VIEWS:
+            raise ValueError(f"a view is one of {', '.join(VIEWS)}; got {view!r}")
+        self.known.renew()
+        return self.knowledge.whole(view, self._choice_here(), self.known, self.pins)
+
+    def _choice_here(self) -> Choice:
+        """The choice; before recordings are read no device has been chosen yet."""
+        choice = self.choice
+        return choice if choice.device else replace(choice, device=self._first_device())
+
+    def _first_device(self) -> str:
+        try:
+            return self.knowledge.wait().here
+        except ValueError:
+            return ""
+
+    def _found(self, choice: Choice) -> None:
+        """On a thread: search, then move."""
+        try:
+            found, advice = self.knowledge.wait().best(choice)
+            self._advice = found, advice
+            self.choice = found
+        except Exception as error:
+            self._advice = choice, f"nothing found: {one_line(error)}"
+        finally:
+            self._searching = False
+            self._soon.ask()
+
+    def _pinned(self) -> None:
+        self.actions.unpin.disabled = not self.pins
+        self._soon.ask()
+
+    def _typed(self) -> None:
+        if self.state_text.value != self.state:
+            self.state = self.state_text.value
+
+    def _copied(self, done: bool) -> None:
+        said = "copied to the clipboard" if done else "select the text below the buttons, copy it"
+        self._say(f"the config as code: {said}")
+
+    def _export(self) -> None:
+        self._say(f"written: {self.export(self.actions.format.value)}")
+
+
+def _start(known: Known, config: Config | None) -> tuple[Config, Choice]:
+    """What the controls begin with, and what they leave as it is."""
+    if config is not None:
+        return config, choice_of(config)
+    for run in known:
+        try:
+            return run.config, choice_of(run.config)
+        except ValueError:
+            continue
+    return Config(), Choice()

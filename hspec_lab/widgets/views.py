@@ -5,6 +5,7 @@ from html import escape
 
 import ipywidgets as ipw
 import plotly.graph_objects as go
+from plotly.basedatatypes import BaseTraceType
 
 from hspec_lab.widgets.pictures import Drawn, put
 
@@ -32,7 +33,7 @@ export default { render({ el }) {
 } };
 """
 
-# in the notebook's own ink, which a figure alone cannot know; views side by side where there is room
+# in the notebook's own ink, which a figure alone cannot know; side by side where there is room
 STYLE = """<style>
 .hspec-explorer .js-plotly-plot text:not(.bartext, .hoverlayer text) {
   fill: var(--jp-content-font-color1, #7b7b7b) !important; }
@@ -91,7 +92,7 @@ class LiveView(ipw.VBox):
             same = [trace.type for trace in live.data] == [trace.type for trace in figure.data]
             if same:
                 for old, new in zip(live.data, figure.data, strict=True):
-                    old.update(new.to_plotly_json(), overwrite=True)
+                    _replace(old, new)
             live.update_layout(figure.layout.to_plotly_json(), overwrite=True)
         if not same:
             live.data = ()
@@ -123,6 +124,13 @@ class LiveView(ipw.VBox):
     def _tell(self, points) -> None:
         if points.xs and points.ys:
             self._clicked(points.xs[0], points.ys[0])
+
+
+def _replace(old: BaseTraceType, new: BaseTraceType) -> None:
+    """Make a live trace like another; what only the old one said is taken back."""
+    said = new.to_plotly_json()
+    gone = dict.fromkeys(old.to_plotly_json().keys() - said.keys() - {"uid"})
+    old.update(said | gone, overwrite=True)
 
 
 class StillView(ipw.HTML):
