@@ -62,6 +62,14 @@ def test_page_shows_every_figure_in_its_place(page):
     assert "<h2>A text</h2><p>ready</p>" in page
 
 
+def test_page_prints_light_and_with_figures_as_wide_as_paper(page):
+    printed = re.search(r"@media print \{(.*?)\n\}", page, flags=re.S)[1]
+    assert "color-scheme: light" in printed
+    zoom, width = re.search(r"zoom: ([\d.]+)", printed)[1], re.search(r"width: (\d+) \}", page)[1]
+    # css pixels between the margins of A4
+    assert float(zoom) * int(width) < 186 / 25.4 * 96
+
+
 def test_table_shows_every_row_and_marks_the_best(page):
     text = outside_plotly(page)
     for shown in ("130.0", "260.0", "1.00×", "<b>2.00×</b>", "3.25", "25%", "hier&lt;spec&gt;"):

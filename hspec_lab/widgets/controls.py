@@ -12,12 +12,15 @@ _CONTEXTS = (128, 256, 512, 1024, 2048, 4096, 8192)
 _WIDE = {"description_width": "128px"}
 _LAYOUT = {"width": "340px"}
 _WORDS = 34  # characters of a prompt that a menu shows
+# a menu takes None for nothing chosen
+_NONE = {"context": 0, "prompt": -1}
 _METHODS = (
     "autoregressive: one token per pass, the yardstick",
     "the intermediate model drafts a sequence",
     "an EAGLE-2 head drafts a tree",
     "head, intermediate model, target: a tree becomes a sequence",
 )
+_ALL = ("all texts", _NONE["prompt"])
 # what a choice calls a field, what the panel calls its control
 NAMES = {
     "device": "device",
@@ -56,9 +59,9 @@ class Controls(ipw.VBox):
         self.depth = _slider("depth, levels", 10, "levels of the tree below its root")
         self.top_k = _slider("top-k", 16, "children tried per node")
         self.draft_len = _slider("draft length", 16, "tokens handed to the target at least")
-        contexts = [("as measured", None), *((f"{n} tokens", n) for n in _CONTEXTS)]
+        contexts = [("as measured", _NONE["context"]), *((f"{n} tokens", n) for n in _CONTEXTS)]
         self.context = _menu("context", contexts, "tokens stored before the round")
-        self.text = _menu("text", [("all texts", None)], "the text whose acceptance is replayed")
+        self.text = _menu("text", [_ALL], "the text whose acceptance is replayed")
         self._start = start
         super().__init__([self.method, *self._all()])
         self.method.observe(lambda _: self._enable(), "value")
@@ -68,19 +71,22 @@ class Controls(ipw.VBox):
     @property
     def choice(self) -> Choice:
         """What the controls spell now; set it to move them all."""
-        return Choice(**{name: getattr(self, to).value for name, to in NAMES.items()})
+        found = {name: getattr(self, to).value for name, to in NAMES.items()}
+        none = {name: None for name, value in _NONE.items() if found[name] == value}
+        return Choice(**found | none)
 
     @choice.setter
     def choice(self, choice: Choice) -> None:
         for name, to in NAMES.items():
-            _move(getattr(self, to), getattr(choice, name))
+            value = getattr(choice, name)
+            _move(getattr(self, to), _NONE[name] if value is None else value)
 
     def offer(self, devices: list[str], texts: list[str]) -> None:
         """Fill the menus that depend on what was recorded; what is chosen stays chosen."""
         kept = self.choice
         self.device.options = devices
         names = [(f"{number}: {_first_words(text)}", number) for number, text in enumerate(texts)]
-        self.text.options = [("all texts", None), *names]
+        self.text.options = [_ALL, *names]
         device = kept.device if kept.device in devices else devices[0]
         prompt = kept.prompt if kept.prompt is None or kept.prompt < len(texts) else None
         self.choice = replace(kept, device=device, prompt=prompt)

@@ -26,7 +26,7 @@ from hspec_lab.widgets.pictures import VIEWS, draw
 from hspec_lab.widgets.scene import table_of
 from hspec_lab.widgets.views import page
 
-MOST_PINS = 6  # bars that a breakdown keeps readable
+MOST_PINS = 4  # bars that a breakdown keeps readable
 
 
 class Explorer(Panel):

@@ -5,7 +5,7 @@ from html import escape
 
 import ipywidgets as ipw
 import plotly.graph_objects as go
-from plotly.basedatatypes import BaseTraceType
+from plotly.basedatatypes import BasePlotlyType
 
 from hspec_lab.widgets.pictures import Drawn, put
 
@@ -93,7 +93,7 @@ class LiveView(ipw.VBox):
             if same:
                 for old, new in zip(live.data, figure.data, strict=True):
                     _replace(old, new)
-            live.update_layout(figure.layout.to_plotly_json(), overwrite=True)
+            _replace(live.layout, figure.layout)
         if not same:
             live.data = ()
             live.add_traces(figure.data)
@@ -126,8 +126,8 @@ class LiveView(ipw.VBox):
             self._clicked(points.xs[0], points.ys[0])
 
 
-def _replace(old: BaseTraceType, new: BaseTraceType) -> None:
-    """Make a live trace like another; what only the old one said is taken back."""
+def _replace(old: BasePlotlyType, new: BasePlotlyType) -> None:
+    """Make a live trace or layout like another; what only the old one said is taken back."""
     said = new.to_plotly_json()
     gone = dict.fromkeys(old.to_plotly_json().keys() - said.keys() - {"uid"})
     old.update(said | gone, overwrite=True)
