@@ -43,7 +43,7 @@ def phase_table(rounds: pd.DataFrame, spans: pd.DataFrame, by_level: bool = Fals
     order = {phase: position for position, phase in enumerate(ROUND_PHASES)}
     table = table.sort_values("phase", key=lambda phase: phase.map(order), kind="stable")
     table["us_per_round"] = table["total_us"] / (len(rounds) or np.nan)
-    table["us_per_emitted"] = table["total_us"] / (rounds["n_emitted"].sum() or np.nan)
+    table["us_per_emitted"] = table["total_us"] / (_known(rounds["n_emitted"]) or np.nan)
     table["share"] = table["total_us"] / (wall_us or np.nan)
     columns = [*keys, "total_us", "us_per_round", "us_per_emitted", "share", "device_us"]
     return table[columns].reset_index(drop=True)
@@ -77,7 +77,7 @@ def prefill_table(spans: pd.DataFrame) -> pd.DataFrame:
 def summary(
     rounds: pd.DataFrame, spans: pd.DataFrame, tokens: pd.DataFrame | None = None
 ) -> dict[str, float]:
-    """Return a run in a dozen numbers; NaN where a run is too short to say.
+    """Return a run in a dozen numbers; NaN where a run is too short, or does not know, to say.
 
     n_rounds, n_emitted            rounds, and the tokens they emitted
     mean_emitted                   n_emitted per round, cut rounds included
@@ -93,11 +93,12 @@ def summary(
     """
     rounds = _measured(rounds)
     low, high = _interval(*_per_prompt(rounds))
+    n_emitted = _known(rounds["n_emitted"])
     numbers = {
         "n_rounds": len(rounds),
-        "n_emitted": int(rounds["n_emitted"].sum()),
-        "mean_emitted": rounds["n_emitted"].sum() / (len(rounds) or np.nan),
-        "acceptance_rate": rounds["n_accepted"].sum() / (rounds["n_proposed"].sum() or np.nan),
+        "n_emitted": n_emitted if np.isnan(n_emitted) else int(n_emitted),
+        "mean_emitted": n_emitted / (len(rounds) or np.nan),
+        "acceptance_rate": _known(rounds["n_accepted"]) / (_known(rounds["n_proposed"]) or np.nan),
         "tokens_per_s": tokens_per_s(rounds),
         "tokens_per_s_low": low,
         "tokens_per_s_high": high,
@@ -113,7 +114,7 @@ def summary(
 def tokens_per_s(rounds: pd.DataFrame) -> float:
     """Return decoding speed: tokens emitted by rounds over the wall time of those rounds."""
     rounds = _measured(rounds)
-    return float(1e6 * rounds["n_emitted"].sum() / (rounds["duration_us"].sum() or np.nan))
+    return float(1e6 * _known(rounds["n_emitted"]) / (rounds["duration_us"].sum() or np.nan))
 
 
 def in_loop(tokens: pd.DataFrame, gram: int = LOOP_GRAM) -> pd.Series:
@@ -182,10 +183,16 @@ def _measured(table: pd.DataFrame) -> pd.DataFrame:
     return table[~table["warmup"].astype(bool)]
 
 
+def _known(counts: pd.Series) -> float:
+    """Their sum; NaN where a trace does not know one of them, which is -1 then."""
+    return float(counts.sum()) if (counts >= 0).all() else np.nan
+
+
 def _per_prompt(rounds: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """Emitted tokens and microseconds of each prompt, in the prompts' order."""
-    sums = rounds.groupby("prompt")[["n_emitted", "duration_us"]].sum()
-    return sums["n_emitted"].to_numpy(float), sums["duration_us"].to_numpy(float)
+    """Emitted tokens, NaN where not known, and microseconds of each prompt, in their order."""
+    by_prompt = rounds.groupby("prompt")
+    emitted = by_prompt["n_emitted"].sum().where(by_prompt["n_emitted"].min() >= 0)
+    return emitted.to_numpy(float), by_prompt["duration_us"].sum().to_numpy(float)
 
 
 def _resampled(n_prompts: int) -> np.ndarray:

@@ -4,6 +4,7 @@ import json
 import shlex
 import shutil
 from pathlib import Path
+from textwrap import fill
 
 from hspec_lab.options import add_config, config_of
 from hspec_lab.terminal import bar, command, say
@@ -13,6 +14,7 @@ from hspec_lab.terms import PHASES
 _ROUNDS = {"nsys": 64, "ncu": 4, "kernels": 64}
 _FORMATS = ("perfetto", "nsys-sqlite", "parquet", "speedscope")
 _SLOWEST = 5
+_WIDTH = 100
 
 
 def add_trace(commands) -> None:
@@ -125,9 +127,10 @@ def _show_run(folder: Path, options) -> None:
     print(as_text(timeline))
     found = slowest(run.rounds, run.spans, _SLOWEST)
     if len(found):
-        print("\nslowest rounds")
+        print("\nSlowest rounds, for the tokens that each emitted")
     for row in found.itertuples():
-        print(f"  prompt {row.prompt} round {row.round}: {row.duration_us:,.0f} us; {row.why}")
+        told = f"prompt {row.prompt} round {row.round}: {row.duration_us:,.0f} us; {row.why}"
+        print(fill(told, _WIDTH, initial_indent="  ", subsequent_indent="    "))
     if options.to:
         _export(timeline, run.name, options)
 
@@ -173,13 +176,16 @@ def _analyze(options) -> int:
 
 
 def _found(options) -> Path:
-    """The trace that was named: a file, a folder, or a run of the store."""
+    """The trace that was named: a file, a folder, a run of the store, or its newest."""
     from hspec_lab import store
 
-    inside = (options.store or store.store_root()) / options.trace
-    for path in (Path(options.trace), inside):
+    root = options.store or store.store_root()
+    for path in (Path(options.trace), root / options.trace):
         if path.exists():
             return path
+    runs = store.list_runs(root) if options.trace == "latest" else None
+    if runs is not None and len(sound := runs.loc[runs["problem"] == "", "run"]):
+        return root / sound.iloc[0]
     raise ValueError(f"{options.trace}: no such file or folder, and no such run in the store")
 
 
@@ -214,7 +220,7 @@ def _add_analyze(commands) -> None:
     words = "Read a trace: nsys SQLite, torch.profiler JSON, ours, or a run; say where time goes."
     parser = command(commands, "analyze", _analyze, words)
     add = parser.add_argument
-    add("trace", metavar="TRACE", help="a file, a folder of tables, a run folder")
+    add("trace", metavar="TRACE", help="a file, a folder of tables, a run folder, or latest")
     add("--into", type=Path, metavar="RUN", help="keep tables and analysis in this run folder")
     add("--again", action="store_true", help="replace what an earlier trace of that name left")
     add("--out", type=Path, metavar="DIR", help="of the tables (Parquet, CSV), or of the export")

@@ -22,24 +22,24 @@ PHASE_COLOURS = {
     "verify_target": "#0072B2",
     "accept": "#009E73",
     "kv_commit": "#CC79A7",
-    "gap": "#999999",
+    "gap": "#BBBBBB",
 }
 # a level has the colour of the phase in which it works
 LEVEL_COLOURS = {"target": "#0072B2", "intermediate": "#56B4E9", "head": "#E69F00"}
 FORMAT_COLOURS = {
-    "fp32": "#888888",
+    "fp32": "#B0B0B0",
     "w8a16": "#66CCEE",
     "w8a8": "#4477AA",
     "w4a16-g128": "#EE6677",
     "w4a16-g32": "#CCBB44",
-    "w16a16": "#AA7744",
+    "w16a16": "#9955DD",
     "fp8": "#228833",
     "w4a8-g128": "#AA3377",
     "w3a16-g128": "#EE8866",
     "w2a16-g64": "#997700",
 }
 METHOD_COLOURS = {
-    "ar": "#888888",
+    "ar": "#BBBBBB",
     "chain": "#AA4499",
     "eagle2": "#E69F00",
     "static": "#CC6677",
@@ -74,7 +74,7 @@ def breakdown_bar(table: pd.DataFrame, *, origin: str = "measured", note: str = 
         colour = PHASE_COLOURS[phase]
         figure.add_bar(
             name=phase,
-            y=labels,
+            y=[html.escape(label) for label in labels],
             x=[value * scale for value in values],
             orientation="h",
             marker={"color": colour, "line": {"width": 0}},
@@ -94,7 +94,9 @@ def breakdown_bar(table: pd.DataFrame, *, origin: str = "measured", note: str = 
             **{"x": 0, "y": row - 0.28, "xanchor": "left", "yanchor": "bottom"},
             **{"showarrow": False, "borderpad": 0, "font": {"size": 12.5}},
         )
+    # a number that a narrow bar cannot hold at a readable size is left to hovering
     figure.update_layout(barmode="stack", bargap=0.46, legend_traceorder="normal")
+    figure.update_layout(uniformtext={"minsize": 11, "mode": "hide"})
     figure.update_xaxes(
         title_text=f"{unit} per emitted token",
         range=[0, max([total * scale for total in totals], default=0) * 1.02 or 1],

@@ -127,7 +127,7 @@ def _emitted_cells(format: str, cells: pd.DataFrame) -> go.Heatmap:
         z=values.to_numpy().tolist(),
         coloraxis="coloraxis",
         texttemplate="%{z:.1f}",
-        textfont={"size": 10},
+        textfont={"size": 11},
         xgap=1,
         ygap=1,
         hovertemplate=(

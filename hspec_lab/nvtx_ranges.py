@@ -105,8 +105,11 @@ class NvtxRecorder(Recorder):
         super().__enter__()
 
     def __exit__(self, failure, *rest) -> None:
-        super().__exit__(failure, *rest)
-        self._domain.pop_range()
+        try:
+            super().__exit__(failure, *rest)
+        finally:
+            # a device that failed must not leave the range open
+            self._domain.pop_range()
 
     def _push(
         self, message: str, category: str, n_tokens: int, n_nodes: int, kv_len: int, layer: int = -1

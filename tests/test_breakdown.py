@@ -145,6 +145,16 @@ def test_run_without_rounds_has_no_speed_and_raises_nothing():
     assert source_share(output([])).empty
 
 
+def test_what_rounds_emitted_is_not_made_up_where_a_trace_does_not_know_it():
+    rounds = ROUNDS.assign(n_emitted=[5, -1, 1, 4], n_accepted=-1)
+    table = phase_table(rounds, SPANS)
+    assert table["us_per_emitted"].isna().all() and table["us_per_round"].notna().all()
+    found = summary(rounds, SPANS)
+    for name in ("n_emitted", "mean_emitted", "acceptance_rate", "tokens_per_s"):
+        assert math.isnan(found[name]), name
+    assert math.isnan(found["tokens_per_s_low"]) and found["n_rounds"] == 3
+
+
 def test_rounds_without_spans_are_all_gap():
     phases = phase_table(ROUNDS, SPANS.iloc[:0])
     assert phases[["phase", "share"]].values.tolist() == [["gap", 1.0]]

@@ -127,6 +127,25 @@ def test_counts_that_a_trace_lacks_come_from_the_run(recorded):
     assert by_order.ranges.loc[rounds, "n_emitted"].sum() == known["n_emitted"].sum()
 
 
+def test_the_newest_run_may_be_called_latest(here, capsys):
+    refused = told(capsys, "analyze", "latest", code=2)
+    assert "no such run in the store" in refused.err
+    write_synthetic_run(here / "runs", CONFIG, 12)
+    assert told(capsys, "analyze", "latest").out.startswith("trace     hspec_lab run")
+
+
+def test_a_run_without_the_rounds_of_a_trace_gives_it_no_counts(recorded):
+    head, tables = store.read_run(recorded)
+    whole = timeline.of_run(head, tables)
+    rounds = whole.ranges["kind"] == "round"
+    ranges = whole.ranges.copy()
+    ranges.loc[rounds, "n_emitted"] = timeline.UNKNOWN
+    others = tables["rounds"].assign(prompt=tables["rounds"]["prompt"] + 100)
+    found = results.with_counts(timeline.Timeline(ranges), others)
+    assert (found.ranges.loc[rounds, "n_emitted"] == timeline.UNKNOWN).all()
+    assert found.notes == ("emitted counts are not known: the run has none of these rounds",)
+
+
 def test_counts_are_not_guessed_and_not_overwritten(recorded):
     head, tables = store.read_run(recorded)
     whole = timeline.of_run(head, tables)

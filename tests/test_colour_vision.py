@@ -10,14 +10,7 @@ from hspec_lab import figures
 
 LEAST_APART = 10  # CIE76: seen at a glance; 2.3 is just noticeable side by side
 # colours that some people hardly tell apart -> what would mend it
-CLOSE = {
-    ("kv_commit", "gap"): "#BBBBBB for the gap",
-    ("fp32", "w4a16-g128"): "#BBBBBB for fp32",
-    ("w16a16", "fp8"): "#9955DD for w16a16",
-    ("w16a16", "w2a16-g64"): "#9955DD for w16a16",
-    ("ar", "static"): "#BBBBBB for ar",
-    ("ar", "hierspec"): "#BBBBBB for ar",
-}
+CLOSE = {}
 
 
 def test_black_and_white_are_a_hundred_apart_and_red_and_green_nearer_for_some():

@@ -24,11 +24,7 @@ UNITS = re.compile(
 MOST_LETTERS, LEAST_PX = 60, 11
 # (figure, rule) -> what is wrong; a test fails when one is mended and still stands here
 KNOWN = {
-    ("figures.breakdown_bar", "escaped"): "labels in what hovering shows",
-    ("figures_bits.emitted_map", "letters"): "10 px in the cells",
     ("figures_contest.methods_by_device", "escaped"): "devices and settings",
-    ("figures_trace.limits", "hover"): "nan passes",
-    ("figures_trace.phase_difference", "hover"): "an interval of nan to nan",
     ("figures_tree.tree_figure", "letters"): "10.5 px below the nodes",
     ("figures_width.device_roofline", "escaped"): "names of models",
     ("figures_width.width_bars", "escaped"): "names of devices",

@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 from nvtx_listener import listener_or_skip, ranges_of, run_heard
 
-from hspec_lab.nvtx_ranges import EMITTED_PAYLOAD, RANGE_PAYLOAD
+from hspec_lab.nvtx_ranges import EMITTED_PAYLOAD, RANGE_PAYLOAD, NvtxRecorder
 
 PACKAGE = """
 import threading
@@ -64,6 +64,43 @@ recorder.start_prompt(7)  # nor this one
 recorder.begin_round(20)
 recorder.end_round(0, 0, 1)
 """
+
+
+class _Domain:
+    """Counts ranges that are open."""
+
+    def __init__(self):
+        self.n_open = 0
+
+    def get_event_attributes(self, message, category, payload):
+        return message
+
+    def push_range(self, event):
+        self.n_open += 1
+
+    def pop_range(self):
+        self.n_open -= 1
+
+
+class _Broken:
+    """A device's clock that fails where a span ends."""
+
+    def __init__(self):
+        self.n_marks = 0
+
+    def mark(self):
+        self.n_marks += 1
+        if self.n_marks == 2:
+            raise RuntimeError("device")
+
+
+def test_a_device_that_fails_leaves_no_phase_open():
+    domain = _Domain()
+    recorder = NvtxRecorder(domain, _Broken())
+    recorder.start_prompt(0)
+    with pytest.raises(RuntimeError, match="device"), recorder.span("prefill", "target", 8, 0):
+        pass
+    assert domain.n_open == 0
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from hspec_lab import breakdown, store
-from hspec_lab.analysis.rounds import CAUSES, ROUND_COLUMNS, per_round, slowest
+from hspec_lab.analysis.rounds import CAUSES, ROUND_COLUMNS, _coefficients, per_round, slowest
 
 N_PROMPTS, N_ROUNDS = 4, 60
 US = {"draft": "head", "verify_intermediate": "intermediate", "verify_target": "target"}
@@ -109,6 +109,17 @@ def test_a_phase_never_gets_faster_by_more_context():
     longest = found["kv_len"].idxmax()
     assert found["context_us"][longest] >= 0
     assert not found["why"].str.contains("longer context").any()
+
+
+def test_a_machine_that_slows_down_is_not_called_a_longer_context():
+    us = np.array([40.0] * 8 + [500.0] * 3)
+    kv_len = np.arange(6, 17, dtype=float)
+    (per_token,) = _coefficients(kv_len[:, None], us)
+    # the best line of all says that no context takes less than no time
+    steepest, at_none = np.polyfit(kv_len, us, 1)
+    assert at_none < 0 and 0 <= per_token < steepest / 2
+    (per_token,) = _coefficients(kv_len[:, None], 30 + 5 * kv_len)
+    assert per_token == pytest.approx(5)
 
 
 def test_causes_add_up_to_the_time_beyond_the_average():

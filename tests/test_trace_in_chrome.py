@@ -1,6 +1,7 @@
 """What becomes of events: kernels, launches and ranges; odd and hostile ones are named."""
 
 import json
+from time import process_time
 
 import pytest
 from chrome_events import ROUND, VERIFY, call, kernel, saved, slice_of, trace
@@ -183,6 +184,16 @@ def test_threads_of_one_number_in_two_processes_stay_apart(tmp_path):
     ]
     found = chrome.read(trace(tmp_path / "t", events))
     assert found.ranges["thread"].nunique() == 3
+
+
+def test_names_in_the_place_of_numbers_of_threads_cost_no_search(tmp_path):
+    taken = [slice_of("a", 1, 2) | {"pid": 1, "tid": tid} for tid in range(20_000, 40_000)]
+    named = [slice_of("a", 1, 2) | {"pid": 1, "tid": f"t{tid}"} for tid in range(20_000)]
+    path = trace(tmp_path / "t", [*taken, *named])
+    begun = process_time()
+    assert chrome.read(path).ranges["thread"].nunique() == 40_000
+    # a search from the start for each takes half a minute
+    assert process_time() - begun < 5
 
 
 def test_arguments_of_any_type_break_nothing(tmp_path):

@@ -4,9 +4,10 @@ A round's time is explained by a straight line per phase and level, fitted to th
 
     us = usual + a * context + b * passes + c * tokens a pass + d * tree (drafts) + noise
 
-with coefficients of 0 or more, because no phase gets faster by more work, and with rounds far off
-the line weighing little (Huber), so that a hiccup does not bend it.  What a round took more than
-the average for the tokens it emitted then splits, without remainder, into what each cause adds.
+with the usual and coefficients of 0 or more, because no phase gets faster by more work, and with
+rounds far off the line weighing little (Huber), so that a hiccup does not bend it.  What a round
+took more than the average for the tokens it emitted then splits, without remainder, into what each
+cause adds.
 
 limits  a size that is unusual in one round only explains all of that round: no other round tells
         what such a size should cost.
@@ -160,8 +161,7 @@ def _of_group(where: str, us: np.ndarray, sizes: dict) -> list[_Part]:
     found, rest = [], us - us.mean()
     if sizes and len(us) >= MIN_ROUNDS:
         features = np.column_stack([entering for entering, _ in sizes.values()])
-        features = features - features.mean(axis=0)
-        added = features * _coefficients(features, us)
+        added = (features - features.mean(axis=0)) * _coefficients(features, us)
         rest = rest - added.sum(axis=1)
         for (name, (_, told)), part in zip(sizes.items(), added.T, strict=True):
             cause = "tokens" if name == "tree" else name
@@ -173,28 +173,29 @@ def _of_group(where: str, us: np.ndarray, sizes: dict) -> list[_Part]:
 def _coefficients(features: np.ndarray, us: np.ndarray) -> np.ndarray:
     """us per unit of each feature [N, F], none below 0; 0 for what does not vary."""
     scale = np.abs(features).max(axis=0)
-    found, kept = np.zeros(features.shape[1]), scale > 1e-9
+    # the usual is no less than 0 either, or a machine that slows down looks like steep context
+    columns = np.column_stack([np.ones(len(us)), features / np.where(scale > 0, scale, 1)])
+    line, kept = np.zeros(columns.shape[1]), np.append(True, np.ptp(features, axis=0) > 1e-9)
     while kept.any():
-        slopes = _robust(features[:, kept] / scale[kept], us)
-        if slopes.min() >= 0:
-            found[kept] = slopes / scale[kept]
+        fitted = _robust(columns[:, kept], us)
+        if fitted.min() >= 0:
+            line[kept] = fitted
             break
-        kept[np.flatnonzero(kept)[slopes.argmin()]] = False
-    return found
+        kept[np.flatnonzero(kept)[fitted.argmin()]] = False
+    return line[1:] / np.where(scale > 0, scale, 1)
 
 
-def _robust(features: np.ndarray, us: np.ndarray) -> np.ndarray:
-    """Slopes of a line by Huber's weights."""
-    with_usual = np.column_stack([np.ones(len(us)), features])
+def _robust(columns: np.ndarray, us: np.ndarray) -> np.ndarray:
+    """What each column weighs, by Huber's weights."""
     root = np.ones(len(us))
     for _ in range(20):
-        line = np.linalg.lstsq(with_usual * root[:, None], us * root, rcond=None)[0]
-        off = np.abs(us - with_usual @ line)
+        line = np.linalg.lstsq(columns * root[:, None], us * root, rcond=None)[0]
+        off = np.abs(us - columns @ line)
         near = _HUBER * _MAD * np.median(off)
         if near <= 1e-9:
             break
         root = np.sqrt(near / np.maximum(off, near))
-    return line[1:]
+    return line
 
 
 def _total(parts: list[_Part], cause: str, n: int) -> np.ndarray:

@@ -116,6 +116,8 @@ def with_counts(timeline: Timeline, rounds: pd.DataFrame) -> Timeline:
         return timeline.noting(
             f"emitted counts are not known: the trace has {len(ours)} rounds, the run {len(rounds)}"
         )
+    if found["n_emitted"].isna().all():
+        return timeline.noting("emitted counts are not known: the run has none of these rounds")
     filled = {}
     for name in COUNTS:
         theirs, mine = found[name].fillna(UNKNOWN).to_numpy(), ours[name].to_numpy()

@@ -68,8 +68,7 @@ def _difference_bars(rows: pd.DataFrame) -> go.Bar:
             "line": {"width": 0},
         },
         hovertext=[
-            f"<b>{_where(row)}</b><br>{row.difference:+.3g} µs "
-            f"({row.difference_low:+.3g} to {row.difference_high:+.3g})"
+            f"<b>{_where(row)}</b><br>{row.difference:+.3g} µs{_ends(row)}"
             + ("" if sure else "<br>may be nothing")
             for row, sure in zip(rows.itertuples(), changed, strict=True)
         ],
@@ -226,11 +225,18 @@ def _limit_label(row) -> str:
     return f"{_where(row)}: {time(row.measured_us)}, {least}"
 
 
+def _ends(row) -> str:
+    """An interval in words; a run of one prompt has none."""
+    if row.difference_low != row.difference_low:
+        return ", one prompt, so no interval"
+    return f" ({row.difference_low:+.3g} to {row.difference_high:+.3g})"
+
+
 def _limit_words(row) -> str:
     launches, size = row.launches_per_round, row.bytes_per_round
     lines = [
         f"<b>{_where(row)}</b>: {time(row.measured_us)} of a round",
-        f"{row.passes_per_round:.3g} passes",
+        f"{passes:.3g} passes" if (passes := row.passes_per_round) == passes else "",
         f"{launches:.3g} launches" if launches == launches else "launches were not recorded",
         f"{size / 1e6:.3g} MB read" if size == size else "",
         html.escape(str(getattr(row, "reason", "") or "")),

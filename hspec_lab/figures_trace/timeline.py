@@ -78,7 +78,7 @@ def _lay_out_lanes(figure: go.Figure, ready: Lanes, start: float, end: float) ->
         figure.update_layout(annotations=(), showlegend=True)
     figure.update_layout(barmode="overlay", hovermode="closest", barcornerradius=0, bargap=0)
     # where there are fewer pixels than was said, names that do not fit are left out
-    figure.update_layout(uniformtext={"minsize": 10, "mode": "hide"})
+    figure.update_layout(uniformtext={"minsize": 11, "mode": "hide"})
     figure.update_xaxes(
         title_text="ms since the recording began", range=[start / 1e3, end / 1e3], zeroline=False
     )

@@ -37,9 +37,7 @@ def beside_prediction(run: "Run", plain: "Run | None") -> go.Figure:
         note += f"; but: {found['warnings']}"
     rows = [*_phases(found, "_measured", "measured", 1.0), *_phases(found, "", "predicted", scale)]
     origin = "measured, and predicted by replay"
-    figure = figures.breakdown_bar(pd.DataFrame(rows), origin=origin, note=note)
-    # a number that has no room is left out, not shrunk
-    return figure.update_layout(uniformtext={"minsize": 11, "mode": "hide"})
+    return figures.breakdown_bar(pd.DataFrame(rows), origin=origin, note=note)
 
 
 def _drift(found: pd.Series) -> tuple[float, str]:

@@ -116,9 +116,7 @@ def _breakdown(run: "Run", said: dict) -> go.Figure:
     whole, by_level = run.breakdown(), run.breakdown(by_level=True)
     levels = by_level[by_level["level"] != ""]
     levels = levels.assign(label="of it, " + levels["level"])
-    figure = figures.breakdown_bar(pd.concat([whole, levels]), **said)
-    # a number that has no room is left out, not shrunk
-    return figure.update_layout(uniformtext={"minsize": 11, "mode": "hide"})
+    return figures.breakdown_bar(pd.concat([whole, levels]), **said)
 
 
 def _check_emitted(run: "Run") -> None:

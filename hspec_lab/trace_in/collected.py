@@ -64,7 +64,8 @@ class Collected:
         self._ranges = Rows({name: RANGES[name] for name in _FOUND}, self._words)
         self._ours = {name: Rows(kinds, self._words) for name, kinds in COLUMNS.items()}
         self._threads: dict[tuple, int] = {}
-        self._taken: set[int] = set()
+        # threads' numbers, and where to look for one more
+        self._taken, self._free = set(), 0
         # by thread: name, category and start of what began and did not end
         self._open: dict[int, list[tuple[int, int, int]]] = {}
         self._left_out, self._faults = Counter(), Counter()
@@ -224,9 +225,9 @@ class Collected:
         except KeyError:
             number = whole(thread)
             if number < 0 or number in self._taken:
-                number = len(self._taken)
-                while number in self._taken:
-                    number += 1
+                while self._free in self._taken:
+                    self._free += 1
+                number = self._free
             self._taken.add(number)
             self._threads[process, thread] = number
             return number

@@ -15,6 +15,7 @@ import pandas as pd
 from hspec_lab.terms import PHASES, phase_of
 from hspec_lab.timeline import DOMAIN, RANGES, UNKNOWN, nested, table
 from hspec_lab.trace_in import nsys_payloads
+from hspec_lab.trace_in.ranges import MOST
 from hspec_lab.trace_in.sqlite_file import MISSING, Tables
 
 EVENTS = "NVTX_EVENTS"
@@ -159,7 +160,7 @@ def _framed(given: list[dict | None], part: dict[str, list] | None = None) -> pd
 
 
 def _whole(value) -> int:
-    return int(value) if isinstance(value, int) and abs(value) < 1 << 62 else UNKNOWN
+    return int(value) if isinstance(value, int) and 0 <= value <= MOST else UNKNOWN
 
 
 def _named(found: pd.DataFrame, names: _Names, notes: list[str]) -> pd.DataFrame:

@@ -21,6 +21,7 @@ import pandas as pd
 from hspec_lab.timeline import KERNELS, LAUNCHES, UNKNOWN, Timeline, table
 from hspec_lab.trace_in.nsys_kernels import CALLS, KERNEL, ON_DEVICE, read_kernels, read_launches
 from hspec_lab.trace_in.nsys_ranges import EVENTS, placed, read_ranges
+from hspec_lab.trace_in.ranges import about_of
 from hspec_lab.trace_in.sqlite_file import MISSING, Tables, opened
 
 MOST_ROWS = 2_000_000
@@ -123,7 +124,7 @@ def _absent(tables: Tables) -> list[str]:
 def _about(tables: Tables, meta: dict[str, str], ours: bool) -> dict:
     """Where the export comes from; of ours what the timeline said itself."""
     if ours:
-        return _restored(meta.get("HSPEC_LAB_ABOUT"), dict)
+        return about_of(_restored(meta.get("HSPEC_LAB_ABOUT"), dict))
     about = {"source": "nsys SQLite export", "schema": _version(meta)}
     about |= {"product": meta.get("EXPORT_PRODUCT_VERSION", "")}
     if {"id", "name"} <= set(tables.columns.get("TARGET_INFO_GPU", ())):

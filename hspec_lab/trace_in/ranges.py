@@ -1,5 +1,6 @@
 """Which ranges of a trace are ours, and tables of ours that come back from a file."""
 
+import numpy as np
 import pandas as pd
 
 from hspec_lab.terms import phase_of
@@ -21,6 +22,13 @@ MODULES = ("attention", "mlp", "lm_head")
 # of our exports
 VERSION = 1
 COLUMNS = {"ranges": RANGES, "launches": LAUNCHES, "kernels": KERNELS}
+# of tokens, rounds, layers: beyond, a number is none, and sums of millions fit 64 bits
+MOST = 1 << 40
+_NUMBERS = ("prompt", "round", "layer", "n_tokens", "n_nodes", "kv_len")
+_NUMBERS += ("n_proposed", "n_accepted", "n_emitted")
+# what writers of JSON and readers of it can follow
+_DEEPEST = 32
+_PLAIN = (str, int, float, type(None))
 
 
 def named(rows: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
@@ -74,14 +82,23 @@ def restored(head: dict, tables: dict[str, pd.DataFrame], notes: list[str], path
         found[name] = _sound(name, whole, notes)
     said = head.get("notes")
     said = [note for note in said if isinstance(note, str)] if isinstance(said, list) else []
-    about = head.get("about")
     return Timeline(
         nested(found["ranges"]),
         found["launches"],
         found["kernels"],
         (*said, *notes),
-        about if isinstance(about, dict) else {},
+        about_of(head.get("about")),
     )
+
+
+def about_of(said) -> dict:
+    """What an export of ours says of its origin; {} if that is nothing we would have written."""
+    level, depth = [said], 0
+    while level and depth <= _DEEPEST:
+        inner = (v.values() if isinstance(v, dict) else v for v in level)
+        level = [value for values in inner if not isinstance(values, _PLAIN) for value in values]
+        depth += 1
+    return said if isinstance(said, dict) and not level else {}
 
 
 def check_version(head: dict, path) -> None:
@@ -140,9 +157,17 @@ def _inherited(ranges: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
 
 
 def _sound(name: str, rows: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
-    """Without rows whose times cannot be."""
+    """Without rows whose times cannot be, and without numbers of tokens that cannot."""
     start, end = rows["start_ns"], rows["end_ns"]
     sound = (-MOST_NS < start) & (start <= end) & (end < MOST_NS)
     if not sound.all():
         notes.append(f"{(~sound).sum()} of the {name} have times that cannot be: left out")
-    return rows[sound].reset_index(drop=True)
+    rows = rows[sound].reset_index(drop=True)
+    if name == "ranges":
+        odd = ~rows[list(_NUMBERS)].isin([UNKNOWN]) & ~rows[list(_NUMBERS)].ge(0)
+        odd |= rows[list(_NUMBERS)] > MOST
+        if odd.any(axis=None):
+            notes.append(f"{odd.sum().sum()} numbers of the ranges cannot be: unknown now")
+            rows = rows.assign(**rows[list(_NUMBERS)].mask(odd, UNKNOWN))
+        rows["device_us"] = rows["device_us"].where(np.isfinite(rows["device_us"]))
+    return rows

@@ -152,9 +152,9 @@ class Explorer(Panel):
 
     def pin(self) -> None:
         """Keep the bars of this setting for comparison."""
-        scene = self._whole("breakdown")
-        kept = [bar for bar in self.pins if bar not in (new := scene.pinned())]
-        self.pins = [*kept, *new][-MOST_PINS:]
+        new = self._whole("breakdown").pinned()
+        names = {bar.label for bar in new}
+        self.pins = [*(bar for bar in self.pins if bar.label not in names), *new][-MOST_PINS:]
         self._pinned()
 
     def unpin(self) -> None:
@@ -211,7 +211,7 @@ class Explorer(Panel):
         try:
             found, advice = self.knowledge.wait().best(choice)
             self._advice = found, advice
-            self.choice = found
+            self._to_move = found
         except Exception as error:
             self._advice = choice, f"nothing found: {one_line(error)}"
         finally:
@@ -223,7 +223,7 @@ class Explorer(Panel):
         self._soon.ask()
 
     def _typed(self) -> None:
-        if self.state_text.value != self.state:
+        if self.state_text.value != self._written:
             self.state = self.state_text.value
 
     def _copied(self, done: bool) -> None:

@@ -54,7 +54,9 @@ class Measured:
         work = (
             f"{n_prompts} prompt{'s' * (n_prompts > 1)} × {config.max_new_tokens} tokens, {greedy}"
         )
-        where = f"{environment.get('device', config.device)}, {config.threads} threads"
+        processor = f" ({environment['cpu']})" if environment.get("cpu") else ""
+        device = f"{environment.get('device', config.device)}{processor}"
+        where = f"{device}, {config.threads} threads"
         when = str(environment.get("date", "date unknown"))[:16].replace("T", " ")
         return f"{where}; {work}; {when} UTC"
 

@@ -7,7 +7,8 @@ import ipywidgets as ipw
 import plotly.graph_objects as go
 from plotly.basedatatypes import BasePlotlyType
 
-from hspec_lab.widgets.pictures import Drawn, put
+from hspec_lab.widgets.drawn import Drawn, put
+from hspec_lab.widgets.still_figure import still_html
 
 _NONE = object()
 HOW_TO_GET_LIVE = (
@@ -134,18 +135,18 @@ def _replace(old: BasePlotlyType, new: BasePlotlyType) -> None:
 
 
 class StillView(ipw.HTML):
-    """Bars drawn in HTML alone, for front ends without live figures."""
+    """A figure drawn in HTML alone, for front ends without live ones."""
 
     live = False
 
     def __init__(self, figure: go.Figure):
         self.figure = figure
-        super().__init__(bars_html(figure))
+        super().__init__(_still(figure))
 
     def show(self, figure: go.Figure) -> None:
         """Replace what is shown."""
         self.figure = figure
-        self.value = bars_html(figure)
+        self.value = _still(figure)
 
     def draw(self, drawn: Drawn) -> None:
         """Show a figure."""
@@ -153,6 +154,11 @@ class StillView(ipw.HTML):
 
     def on_click(self, clicked: Callable[[float, float], None]) -> None:
         """A picture hears no clicks; sliders do the same."""
+
+
+def _still(figure: go.Figure) -> str:
+    has_bars = any(trace.type == "bar" for trace in figure.data)
+    return bars_html(figure) if has_bars else still_html(figure)
 
 
 def bars_html(figure: go.Figure) -> str:
