@@ -1,7 +1,7 @@
 # Every target sets up what it needs in .venv; `make` alone lists them.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup lab demo test quick bench lint clean
+.PHONY: help setup lab demo test quick bench images lint clean
 
 PYTHON ?= python3
 PORT ?= 8888
@@ -39,6 +39,9 @@ quick: $(STAMP) ## the inner loop: tests that are not slow
 
 bench: $(STAMP) ## benchmarks; ARGS=
 	@exec $(PY) benchmarks/run.py $(ARGS) </dev/null
+
+images: $(STAMP) ## pictures of the panels into docs/images; ARGS="00 04"
+	@exec $(PY) tests/browser/screenshots.py $(ARGS) </dev/null
 
 lint: $(STAMP) ## ruff (check and format) and the import contracts
 	@$(PY) -m ruff check --quiet . </dev/null

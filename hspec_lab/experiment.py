@@ -183,6 +183,8 @@ class Session:
                 rounds.append(item)
                 yield item
         finally:
+            # the consumer may have gone away within a round
+            self.recorder.abandon_round()
             if not warmup:
                 if rounds and rounds[-1].finished:
                     self.rounds[index] = rounds

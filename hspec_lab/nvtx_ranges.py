@@ -78,13 +78,11 @@ class NvtxRecorder(Recorder):
         self._emitted = _Event(domain, "emitted", "round", EMITTED_PAYLOAD)
         self._module = _NvtxModule(self)
 
-    def start_prompt(self, prompt: int, warmup: bool = False) -> None:
-        self._abandon_round()
-        super().start_prompt(prompt, warmup)
-
-    def forget(self, prompt: int) -> None:
-        self._abandon_round()
-        super().forget(prompt)
+    def abandon_round(self) -> None:
+        in_round = self.in_round
+        super().abandon_round()
+        if in_round:
+            self._domain.pop_range()
 
     def begin_round(self, kv_len: int) -> None:
         super().begin_round(kv_len)
@@ -122,11 +120,6 @@ class NvtxRecorder(Recorder):
         self._domain.push_range(
             event.holding(prompt, self._round, warmup, n_tokens, n_nodes, kv_len, layer)
         )
-
-    def _abandon_round(self) -> None:
-        """Close the range of a round that nobody ended."""
-        if self.in_round:
-            self._domain.pop_range()
 
 
 class _NvtxModule(ModuleTimer):

@@ -125,20 +125,26 @@ class Recorder:
 
     def start_prompt(self, prompt: int, warmup: bool = False) -> None:
         """Begin a prompt, its prefill first; an unfinished round before it is dropped."""
-        if self._allowed is _IN_ROUND:
-            del self._spans[self._finished :]
-            del self._modules[self._modules_finished :]
+        self.abandon_round()
         self._prompt, self._round = (prompt, warmup), -1
         self._allowed, self._open = _BEFORE_ROUNDS, False
 
     def forget(self, prompt: int) -> None:
         """Drop what was recorded of a prompt, its warm-up excepted."""
+        self.abandon_round()
         key = (prompt, False)
         self._rounds = [row for row in self._rounds if row[:2] != key]
         self._spans = [row for row in self._spans if row[0] != key]
         self._modules = [row for row in self._modules if row[0] != key]
         self._finished, self._modules_finished = len(self._spans), len(self._modules)
         self._allowed, self._open = _NOTHING, False
+
+    def abandon_round(self) -> None:
+        """Drop a round that began and will not end; without one, do nothing."""
+        if self._allowed is _IN_ROUND:
+            del self._spans[self._finished :]
+            del self._modules[self._modules_finished :]
+            self._allowed, self._open = _NOTHING, False
 
     def begin_round(self, kv_len: int) -> None:
         """Begin the prompt's next round; the target has `kv_len` tokens stored."""
@@ -298,6 +304,9 @@ class NullRecorder:
         """Do nothing."""
 
     def forget(self, prompt) -> None:
+        """Do nothing."""
+
+    def abandon_round(self) -> None:
         """Do nothing."""
 
     def begin_round(self, kv_len) -> None:

@@ -165,6 +165,20 @@ def test_ranges_that_are_wanted_are_pushed_whoever_listens(unheard):
     assert unheard.asked["get_event_attributes"] == n_kinds < n_ranges
 
 
+@pytest.mark.parametrize("warmup", [False, True])
+def test_a_round_that_fails_leaves_no_range_open(unheard, monkeypatch, warmup):
+    session = Session(CONFIG, nvtx=True)
+
+    def failing(*_):
+        raise ValueError("weights on fire")
+
+    monkeypatch.setattr(session.verifier, "_commit", failing)
+    with pytest.raises(ValueError, match="on fire"):
+        list(session.rounds_of(0, warmup=warmup))
+    assert unheard.asked["push_range"] == unheard.asked["pop_range"] > 1
+    assert not session.recorder.in_round
+
+
 def test_wanting_ranges_without_the_package_is_refused(monkeypatch):
     monkeypatch.setitem(sys.modules, "nvtx", None)
     assert listening() is None

@@ -36,7 +36,7 @@ def read_trace(path: Path | str) -> Timeline:
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist") from None
     except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from None
     if head.startswith(_SQLITE):
         return nsys_sqlite.read(path)
     if head.lstrip(_BLANK)[:1] in (b"{", b"["):

@@ -21,7 +21,8 @@ from hspec_lab.widgets.answers import Answers
 from hspec_lab.widgets.choice import Choice, choice_of, from_query
 from hspec_lab.widgets.knowledge import one_line
 from hspec_lab.widgets.known import Known, baseline, comparison, label
-from hspec_lab.widgets.panel import NO_MEASURE, Panel
+from hspec_lab.widgets.measuring import NO_MEASURE
+from hspec_lab.widgets.panel import Panel
 from hspec_lab.widgets.pictures import VIEWS, draw
 from hspec_lab.widgets.scene import table_of
 from hspec_lab.widgets.views import page
