@@ -20,6 +20,8 @@ _HOME = {
     "open_store": "lab",
     "Explorer": "widgets",
     "TimelineView": "widgets.timeline",
+    "TreeView": "widgets.tree",
+    "look": "look",
 }
 __all__ = sorted(_HOME)
 
