@@ -15,13 +15,12 @@ _HOME = {
     "Static": "config",
     "run": "api",
     "run_together": "api",
-    "decode": "decode",
     "Run": "lab",
     "open_store": "lab",
     "Explorer": "widgets",
     "TimelineView": "widgets.timeline",
     "TreeView": "widgets.tree",
-    "look": "look",
+    "look": "looking",
 }
 __all__ = sorted(_HOME)
 

@@ -39,9 +39,7 @@
 # - the **target** verifies that sequence. It decides what becomes text.
 
 # %%
-from hspec_lab import Config, Eagle2, Refine
-from hspec_lab.look import look
-from hspec_lab.widgets.tree import TreeView
+from hspec_lab import Config, Eagle2, Refine, TreeView, look
 
 config = Config(
     target="zoo:target@w4a16-g128",

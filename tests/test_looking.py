@@ -15,7 +15,7 @@ from hspec_lab import store, trees_folder, zoo
 from hspec_lab.config import Chain, Config, Eagle2, Refine, Static
 from hspec_lab.draft import Eagle2Drafter
 from hspec_lab.experiment import Session
-from hspec_lab.look import _pieces, look
+from hspec_lab.looking import _pieces, look
 from hspec_lab.pipeline import Models
 from hspec_lab.text import load_tokenizer
 from hspec_lab.trees_folder import NODES, PROPOSAL
