@@ -1,5 +1,7 @@
 """The figure of methods on several devices; same rules as `figures`: tables in."""
 
+import html
+
 import pandas as pd
 import plotly.graph_objects as go
 
@@ -24,7 +26,9 @@ def methods_by_device(
     table = table.assign(fits=fits)
     whole = table.groupby("device")["fits"].transform("all")
     suffix = whole.map({True: "", False: " (does not fit)"})
-    table = table.assign(place=table["device"] + suffix)
+    table = table.assign(
+        place=table["device"].map(html.escape) + suffix, setting=table["setting"].map(html.escape)
+    )
     places = list(dict.fromkeys(table["place"]))
     figure = go.Figure()
     for method in figures.in_order(table["method"], ALL_METHODS):

@@ -1,5 +1,7 @@
 """Figures of how wide a pass may be; same rules as `figures`: tables in, nothing measured."""
 
+import html
+
 import pandas as pd
 import plotly.graph_objects as go
 
@@ -28,9 +30,10 @@ def device_roofline(
         _add_roofs(figure, table, device)
     for number, ((model, scheme), rows) in enumerate(table.groupby(["model", "scheme"])):
         rows = rows.sort_values("n")
+        name = html.escape(f"{model}@{scheme}")
         names = [f"n = {n}" if n in (rows["n"].min(), rows["n"].max()) else "" for n in rows["n"]]
         figure.add_scatter(
-            name=f"{model}@{scheme}",
+            name=name,
             x=list(rows["intensity"]),
             y=[rate / 1e9 for rate in rows["rate"]],
             mode="lines+markers+text",
@@ -42,7 +45,7 @@ def device_roofline(
             customdata=list(rows["n"]),
             hovertemplate=(
                 "n = %{customdata}: %{y:.3~g} GFLOP/s at %{x:.3~g} operations a byte"
-                f"<extra>{model}@{scheme}</extra>"
+                f"<extra>{name}</extra>"
             ),
         )
     what = "What passes over n tokens reach, under the device's roof"
@@ -76,6 +79,7 @@ def width_bars(table: pd.DataFrame, *, origin: str = "roofline", note: str = "")
         table: columns `device`, `format`, `width`, `bound_by`, see `verify_width.widths`.
     """
     figure = go.Figure()
+    table = table.assign(device=table["device"].map(html.escape))
     devices = list(dict.fromkeys(table["device"]))
     for format in dict.fromkeys(table["format"]):
         rows = table[table["format"] == format].set_index("device").reindex(devices).dropna()

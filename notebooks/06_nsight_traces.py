@@ -33,14 +33,10 @@ from dataclasses import replace
 
 from hspec_lab import Config, Eagle2, Refine, TimelineView, breakdown, figures_trace, run_together
 
+draft = Refine("zoo:intermediate@w4a16-g128", Eagle2(tree_size=6, depth=2, top_k=3), at_least=4)
 # a second thread would have to be waited for whenever something else runs here
-config = Config(
-    target="zoo:target@w4a16-g128",
-    draft=Refine("zoo:intermediate@w4a16-g128", Eagle2(tree_size=6, depth=2, top_k=3), at_least=4),
-    n_prompts=8,
-    max_new_tokens=64,
-    threads=1,
-)
+work = {"n_prompts": 8, "max_new_tokens": 64, "threads": 1}
+config = Config(target="zoo:target@w4a16-g128", draft=draft, **work)
 full, result = run_together([replace(config, target="zoo:target@fp32"), config], modules=True)
 result
 

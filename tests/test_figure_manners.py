@@ -23,12 +23,7 @@ UNITS = re.compile(
 )
 MOST_LETTERS, LEAST_PX = 60, 11
 # (figure, rule) -> what is wrong; a test fails when one is mended and still stands here
-KNOWN = {
-    ("figures_contest.methods_by_device", "escaped"): "devices and settings",
-    ("figures_tree.tree_figure", "letters"): "10.5 px below the nodes",
-    ("figures_width.device_roofline", "escaped"): "names of models",
-    ("figures_width.width_bars", "escaped"): "names of devices",
-}
+KNOWN = {}
 every_figure = pytest.mark.parametrize("name", sorted(FIXTURES))
 
 

@@ -131,7 +131,7 @@ def _add_numbers(figure: go.Figure, drawn: Placed, numbers: list[str]) -> None:
         text=np.array([numbers[node] for node in here], dtype=str),
         mode="text",
         textposition="bottom center",
-        textfont={"size": 10.5, "color": INK},
+        textfont={"size": 11, "color": INK},
         cliponaxis=False,
         marker={"color": INK},
         hovertext="",

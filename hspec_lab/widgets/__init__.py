@@ -1,7 +1,9 @@
 """Panels for Jupyter: figures and tables behind controls; imports no torch.
 
-`Explorer` is the panel; `controls`, `known`, `views` and `worker` are its parts: what is asked
-for, what the store knows of it, how that is drawn, and the child process that measures.
+`Explorer` is the panel and `Panel` its frame.  `controls` spell a `Choice`; `answers` say what is
+predicted of it, from `sources` and `costs`; `known` holds what was measured.  A `Scene` is all of
+that at one moment, `pictures` draw it, `views` show the drawing, live or still.  `knowledge` and
+`jobs` work in the background, `measuring` and `worker` in a child process.
 """
 
 try:

@@ -106,7 +106,7 @@ class LiveView(ipw.VBox):
             self.show(drawn.figure())
         else:
             moved = self._drawn.moves
-            news = {at: new for at, new in drawn.moves.items() if moved.get(at, _NONE) != new and at[1] != "z"}
+            news = {at: new for at, new in drawn.moves.items() if moved.get(at, _NONE) != new}
             if news:
                 with self.figure.batch_update():
                     put(self.figure, news)
