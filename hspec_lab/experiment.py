@@ -258,8 +258,8 @@ class Session:
             "audits": list(audits),
             "together": together,
         }
-        folder = store.new_folder(root, config_id(self.config))
-        return store.write_run(folder, head, self.tables() | (more or {}))
+        tables = self.tables() | (more or {})
+        return store.write_new_run(root, config_id(self.config), head, tables)
 
 
 def _recorder(device: str, record: bool, nvtx: bool | None):

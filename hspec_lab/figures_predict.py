@@ -49,14 +49,14 @@ def predicted_vs_measured(
                 figure.add_trace(_points(f"{method} {format}", rows, method, symbol))
     what = "Predicted against measured time"
     if len(shown):
-        what += f", median error {shown['error'].abs().median():.0%}"
+        note = f"median error {shown['error'].abs().median():.0%}; {note}".removesuffix("; ")
         columns = [name for name in shown if name.startswith("ar_steps")]
         _add_diagonal(figure, float(shown[columns].max().max()) * 1.08)
     if n_missing := len(table) - len(shown):
         note = f"{note}; {n_missing} of {len(table)} runs cannot be compared".removeprefix("; ")
     _lay_out(figure, what, origin, note, 420)
-    figure.update_xaxes(title_text="measured, plain (ar) steps per token", rangemode="tozero")
-    figure.update_yaxes(title_text="predicted, plain (ar) steps per token", rangemode="tozero")
+    figure.update_xaxes(title_text="measured, plain steps per token", rangemode="tozero")
+    figure.update_yaxes(title_text="predicted, plain steps per token", rangemode="tozero")
     return figure
 
 

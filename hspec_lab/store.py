@@ -172,6 +172,20 @@ def write_run(folder: Path | str, head: dict, tables: dict[str, pd.DataFrame]) -
     return folder
 
 
+def write_new_run(
+    root: Path | str, config_id: str, head: dict, tables: dict[str, pd.DataFrame]
+) -> Path:
+    """Write one run under a name that no run has; as `write_run` besides."""
+    while True:
+        folder = new_folder(root, config_id)
+        try:
+            return write_run(folder, head, tables)
+        except (OSError, ValueError):
+            # another process may have taken the name since
+            if not folder.exists():
+                raise
+
+
 def read_run(folder: Path | str) -> tuple[dict, dict[str, pd.DataFrame]]:
     """Read one run: what `run.json` says, and its tables, those of `MORE_TABLES` where they are.
 

@@ -144,6 +144,17 @@ def test_a_run_is_never_written_over_another(tmp_path):
         write_run(tmp_path / "a", HEAD, GOOD)
 
 
+def test_two_processes_that_write_in_the_same_second_both_keep_their_run(tmp_path, monkeypatch):
+    names = iter([tmp_path / "a", tmp_path / "a", tmp_path / "a-2"])
+    monkeypatch.setattr(store, "new_folder", lambda root, config_id: next(names))
+    first = store.write_new_run(tmp_path, "a", HEAD, GOOD)
+    second = store.write_new_run(tmp_path, "a", HEAD, GOOD)
+    assert (first.name, second.name) == ("a", "a-2")
+    names = iter([tmp_path / "b"])
+    with pytest.raises(ValueError, match="may have"):
+        store.write_new_run(tmp_path, "b", HEAD, {})
+
+
 @pytest.mark.parametrize("failure", [KeyboardInterrupt, OSError("disk full")])
 def test_interrupted_writing_leaves_nothing(tmp_path, monkeypatch, failure):
     def to_parquet(table, path, **_):

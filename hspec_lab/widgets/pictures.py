@@ -179,8 +179,8 @@ def _scatter(scene: Scene) -> Drawn:
     if table is None:
         return _nothing("scatter", "stored runs are being compared")
     notes = [f"{len(table)} stored runs"]
-    if len(problems := [text for text in table["problem"].unique() if text]):
-        notes.append(f"not compared: {problems[0]}")
+    if n_problems := int((table["problem"] != "").sum()):
+        notes.append(f"{n_problems} of them without a trace or stages of their own: see below")
     lacking = table["ar_steps_measured"].isna() & (table["problem"] == "")
     if lacking.any():
         notes.append("a run needs plain decoding measured beside it: press Measure on ar")

@@ -152,6 +152,9 @@ class Scene:
     def sources(self) -> list[str]:
         """Where numbers come from, in full, each once."""
         notes = [bar.note for bar in self.bars if bar.origin != "measured"]
+        if self.against is not None:
+            problems = [text for text in self.against["problem"].unique() if text]
+            notes += [f"a stored run is not predicted: {text}" for text in problems]
         return list(dict.fromkeys(notes))
 
     def _measured(self, config: Config) -> list[Bar]:
