@@ -257,7 +257,7 @@ def lay_out(figure: go.Figure, what: str, origin: str, note: str, height: int = 
             "y": 1,
             "yref": "container",
             "yanchor": "top",
-            "pad": {"t": 12},
+            "pad": {"t": 16},
         },
         margin={"l": 12, "r": 16, "t": top, "b": 12},
         height=height + top,

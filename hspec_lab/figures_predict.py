@@ -112,7 +112,7 @@ def speedup_over_size(
     _lay_out(figure, "Predicted speed-up by tree size", origin, note, 420)
     figure.update_xaxes(title_text="tree size, root included", rangemode="tozero", showgrid=False)
     figure.update_yaxes(
-        title_text="speed-up over ar of the same format", rangemode="tozero", ticksuffix="×"
+        title_text="speed-up over ar", rangemode="tozero", ticksuffix="×"
     )
     return figure
 

@@ -144,7 +144,7 @@ class Run:
 
     def _conditions(self) -> dict[str, str]:
         found = self.environment
-        threads = f", {found['threads']} threads" if found.get("threads") else ""
+        threads = f", {store.threads_text(found['threads'])}" if found.get("threads") else ""
         processor = f" ({found['cpu']})" if found.get("cpu") else ""
         conditions = {
             "method": self.head["method"],

@@ -302,6 +302,11 @@ def device_name(conditions: dict) -> str:
     return f"{conditions['cpu']}, {conditions['threads']} threads"
 
 
+def threads_text(n: int) -> str:
+    """ "1 thread", "2 threads"."""
+    return f"{n} thread{'s' * (n != 1)}"
+
+
 def replace_file(path: Path, write) -> None:
     """Let `write(beside)` make a file beside its place, then put it there: whole or not at all."""
     beside = path.with_name(f".unfinished-{path.name}")

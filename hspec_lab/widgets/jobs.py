@@ -14,10 +14,17 @@ PAUSE_S, AT_MOST_S = 0.008, 0.05
 
 
 class Soon:
-    """Calls `act()` soon after it was asked for, once for however many askings."""
+    """Calls `act()` soon after it was asked for, once for however many askings.
 
-    def __init__(self, act: Callable[[], None]):
-        self._act = act
+    Args:
+        pause_s: how long nobody asks before it is called.
+        at_most_s: how long after the first asking it is called in any case.
+    """
+
+    def __init__(
+        self, act: Callable[[], None], pause_s: float = PAUSE_S, at_most_s: float = AT_MOST_S
+    ):
+        self._act, self._pause_s, self._at_most_s = act, pause_s, at_most_s
         self._lock = threading.RLock()
         self._asked_s: float | None = None
         self._acting = 0
@@ -41,7 +48,7 @@ class Soon:
         if self._loop is not None and self._loop.is_running():
             self._loop.call_soon_threadsafe(self._put_off)
         elif first:
-            self._timer = threading.Timer(PAUSE_S, self.flush)
+            self._timer = threading.Timer(self._pause_s, self.flush)
             self._timer.daemon = True
             self._timer.start()
 
@@ -71,8 +78,8 @@ class Soon:
             return
         if self._timer is not None:
             self._timer.cancel()
-        left = asked + AT_MOST_S - time.monotonic()
-        self._timer = self._loop.call_later(max(0.0, min(PAUSE_S, left)), self.flush)
+        left = asked + self._at_most_s - time.monotonic()
+        self._timer = self._loop.call_later(max(0.0, min(self._pause_s, left)), self.flush)
 
 
 class Background:

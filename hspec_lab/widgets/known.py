@@ -34,6 +34,11 @@ class Measured:
     def tables(self) -> dict[str, pd.DataFrame]:
         return store.read_run(self.folder)[1]
 
+    @property
+    def is_read(self) -> bool:
+        """Whether the tables are in memory."""
+        return "tables" in self.__dict__
+
     @cached_property
     def phases(self) -> pd.DataFrame:
         """Columns `phase`, `us_per_emitted` and more, see `breakdown.phase_table`."""
@@ -86,6 +91,9 @@ class Known:
         names = store.list_runs(self.root)
         good = names.loc[names["problem"] == "", "run"]
         folders = [*self._elsewhere, *(self.root / name for name in good)]
+        # what was read before a folder was damaged stays: figures keep their last good bar
+        damaged = [self.root / name for name in names.loc[names["problem"] != "", "run"]]
+        folders += [folder for folder in damaged if (run := self._runs.get(folder)) and run.is_read]
         self._runs = {folder: self._runs.get(folder) or _read(folder) for folder in folders}
 
     def find(self, config: Config) -> Measured | None:

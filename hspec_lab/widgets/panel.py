@@ -6,7 +6,7 @@ the figures stay as they were and the line says so; whatever goes wrong is one l
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from html import escape
 
 import ipywidgets as ipw
@@ -27,6 +27,9 @@ from hspec_lab.widgets.scene import Bar, Scene
 from hspec_lab.widgets.views import HOW_TO_GET_LIVE, STYLE, fit, view
 
 _EARLIER = "the figures are of the earlier setting"
+# a browser paints nothing while updates keep coming: what a drag is watched by comes first, alone
+_FIRST = ("breakdown", "speedup")
+_REST_PAUSE_S, _REST_AT_MOST_S = 0.04, 0.15
 
 
 class Panel(ipw.VBox):
@@ -48,6 +51,9 @@ class Panel(ipw.VBox):
         self.pins: list[Bar] = []
         self._lock = threading.RLock()
         self._soon = Soon(self._paint)
+        self._rest = Soon(self._paint_rest, _REST_PAUSE_S, _REST_AT_MOST_S)
+        # what the views that come later are to show, and what went wrong with those before
+        self._half_painted: tuple[Scene, list[str]] | None = None
         self._advice: tuple[Choice | None, str] = (None, "")
         self._searching, self._offered = False, False
         # threads do not move controls themselves: a painting would find them half moved
@@ -97,8 +103,10 @@ class Panel(ipw.VBox):
         end = time.monotonic() + timeout_s
         while time.monotonic() < end:
             self._soon.flush()
+            self._rest.flush()
             idle = self.knowledge.background.idle and not self._searching
-            if idle and self.measuring.settled and not self._soon.pending:
+            pending = self._soon.pending or self._rest.pending
+            if idle and self.measuring.settled and not pending:
                 return True
             time.sleep(0.01)
         return False
@@ -107,6 +115,7 @@ class Panel(ipw.VBox):
         """End the child process and close the panel."""
         if self.knowledge is not None:
             self._soon.stop()
+            self._rest.stop()
             self.knowledge.close()
             self.measuring.close()
         super().close()
@@ -144,12 +153,18 @@ class Panel(ipw.VBox):
         knowledge.want(choice, self.known)
 
     def _paint_all(self, scene: Scene) -> None:
-        problems = []
-        for name in VIEWS:
-            try:
-                self.views[name].draw(draw(scene, name))
-            except Exception as error:
-                problems.append(f"{name} is of an earlier setting: {one_line(error)}")
+        self._half_painted = scene, self._drawn(scene, _FIRST)
+        self._rest.ask()
+
+    def _paint_rest(self) -> None:
+        with self._lock:
+            self._guarded(self._painted_rest)
+
+    def _painted_rest(self) -> None:
+        if self._half_painted is None:
+            return
+        (scene, problems), self._half_painted = self._half_painted, None
+        problems += self._drawn(scene, [name for name in VIEWS if name not in _FIRST])
         sources = "".join(f"<li>{escape(note)}</li>" for note in scene.sources())
         self.footer.value = (
             "<details class='hspec-sources'><summary>Where these numbers come from</summary>"
@@ -157,8 +172,19 @@ class Panel(ipw.VBox):
         )
         self._stand(scene, [*scene.problems, *problems])
 
+    def _drawn(self, scene: Scene, names: Iterable[str]) -> list[str]:
+        """Draw views; a line for each that could not be."""
+        problems = []
+        for name in names:
+            try:
+                self.views[name].draw(draw(scene, name))
+            except Exception as error:
+                problems.append(f"{name} is of an earlier setting: {one_line(error)}")
+        return problems
+
     def _paint_measured(self, scene: Scene, problem: str) -> None:
         """While there is no prediction: a run of just this setting, else what was shown."""
+        self._half_painted = None
         if scene.bars and scene.run is not None:
             self.views["breakdown"].draw(draw(scene, "breakdown"))
         reading = "" if problem else f"reading the recordings of this setting; {_EARLIER}"

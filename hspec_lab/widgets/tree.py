@@ -201,7 +201,7 @@ class TreeView(ipw.VBox):
 
 
 _STYLE = """<style>
-.hspec-tree .jupyter-widget-play button { min-width: 32px; }
+.hspec-tree .widget-play button { min-width: 32px; }
 .hspec-tree .widget-toggle-buttons { width: auto; }
 </style>"""
 
