@@ -1,7 +1,7 @@
 # Every target sets up what it needs in .venv; `make` alone lists them.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup lab demo test quick bench images lint clean
+.PHONY: help setup lab demo test quick bench notebooks images lint clean
 
 PYTHON ?= python3
 PORT ?= 8888
@@ -39,6 +39,9 @@ quick: $(STAMP) ## the inner loop: tests that are not slow
 
 bench: $(STAMP) ## benchmarks; ARGS=
 	@exec $(PY) benchmarks/run.py $(ARGS) </dev/null
+
+notebooks: $(STAMP) ## run notebooks and save them; ARGS="00 04"
+	@exec $(PY) notebooks/execute.py $(ARGS) </dev/null
 
 images: $(STAMP) ## pictures of the panels into docs/images; ARGS="00 04"
 	@exec $(PY) tests/browser/screenshots.py $(ARGS) </dev/null

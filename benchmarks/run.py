@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 from bits import report as report_bits
+from browser import report as report_browser
 from overhead import report as report_overhead
 from traces import report as report_traces
 
@@ -168,6 +169,7 @@ def main() -> None:
     print("\ntraces, wanted: 200 MB read in < 20 s and < 1.5 GB, each export in < 2 s")
     traces = report_traces(args.repeats)
     print()
+    browser = report_browser()
     bits = report_bits(args.threads, 12 * args.repeats, models)
     kernels = every_configuration()
     print(
@@ -180,7 +182,7 @@ def main() -> None:
     print(", ".join(f"{name} {value}" for name, value in conditions.items()))
     if args.json:
         result = {"rows": rows, "claims": claims, "recording": recording}
-        result |= {"traces": traces, "bits": bits, "kernels": kernels}
+        result |= {"traces": traces, "browser": browser, "bits": bits, "kernels": kernels}
         result["environment"] = conditions
         args.json.write_text(json.dumps(result, indent=1) + "\n")
 

@@ -111,9 +111,7 @@ def speedup_over_size(
     figure.add_hline(y=1.0, line={"color": INK, "width": 1.5, "dash": "dash"})
     _lay_out(figure, "Predicted speed-up by tree size", origin, note, 420)
     figure.update_xaxes(title_text="tree size, root included", rangemode="tozero", showgrid=False)
-    figure.update_yaxes(
-        title_text="speed-up over ar", rangemode="tozero", ticksuffix="×"
-    )
+    figure.update_yaxes(title_text="speed-up over ar", rangemode="tozero", ticksuffix="×")
     return figure
 
 

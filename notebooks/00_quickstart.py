@@ -104,6 +104,6 @@ explorer
 # ## Take-away
 #
 # Greedy text is the target's own at every setting, only its price moves: on two CPU threads
-# (2026-11-21, this prompt, medians of ten turns) the same HierSpec made `fp32` decoding 1.3 times
-# as fast and 4-bit decoding 0.6 times, because fewer bits make plain decoding cheap and leave the
+# (2026-11-21, this prompt, medians of ten turns) the same HierSpec made `fp32` decoding 1.15 times
+# as fast and 4-bit decoding 0.66 times, because fewer bits make plain decoding cheap and leave the
 # price of drafting. For all prompts, formats and methods: `make demo`.

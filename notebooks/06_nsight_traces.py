@@ -155,7 +155,7 @@ figures_trace.limits(least, **figures_trace.caption(shipped.timeline()))
 from tempfile import mkdtemp
 
 written = view.export(mkdtemp(prefix="hspec-"))
-written
+written.drop(columns="path")
 
 # %% [markdown]
 # - **Perfetto** (`.perfetto.json`): open [ui.perfetto.dev](https://ui.perfetto.dev) in a browser
