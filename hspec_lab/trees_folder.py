@@ -16,7 +16,7 @@ from uuid import uuid4
 import pandas as pd
 from pyarrow import ArrowException
 
-from hspec_lab.store import TABLES, read_head_file
+from hspec_lab.store import TABLES, read_head_file, threads_text
 
 SCHEMA_VERSION = 1
 # which proposal a node belongs to; a level below the target runs several steps in a round
@@ -62,7 +62,7 @@ class Trees:
     def note(self) -> str:
         """Device, threads and date, for figures."""
         found = self.head["conditions"]
-        return f"{found['device']}, {found['threads']} threads, {found['date'][:10]}"
+        return f"{found['device']}, {threads_text(found['threads'])}, {found['date'][:10]}"
 
     def write(self, folder: Path | str) -> Path:
         """Write a folder, whole or not at all; returns it.

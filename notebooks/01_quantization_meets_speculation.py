@@ -104,9 +104,10 @@ figures_bits.speedup_over_size(study.cells(), **study.caption())
 
 # %% [markdown]
 # **Reading the figure.** Prompts took turns between plain decoding and each tree; points are
-# medians over prompts, thin lines quartiles. Look first at the marked optimum of each format: the
-# steeper its cost curve, the smaller its best tree. Below the dashed line speculation loses. Were
-# the optima all at one size, a tree tuned for one format would do for the others.
+# medians over prompts, thin lines quartiles. Look first at the marked optimum of each format: all
+# are small trees, of 2 or 4 nodes, because every further row costs here. Below the dashed line
+# speculation loses. Were the optima all at one size, a tree tuned for one format would do for the
+# others.
 
 # %% [markdown]
 # ## Does the equation explain it?

@@ -110,11 +110,12 @@ widths = verify_width.widths(gpus, "shape:llama-3-8b")
 figures_width.width_bars(widths, **widths.attrs)
 
 # %% [markdown]
-# **Reading the figure.** A bar is the largest draft that costs at most half a pass more. Look first
-# at 4 bits with 16-bit rows (`w4a16-g128`): no format is narrower on any of these devices, because
-# its weights are read four times as fast and multiplied no faster. Trees of 60 nodes, usual in the
-# literature, fit 16 bits everywhere. On a B200 all formats but 16 bits wait for unpacking, that of
-# our own code as compiled. Were the bars of one device equal, one tree would do for all formats.
+# **Reading the figure.** A bar is the largest draft that costs at most half a pass more. Look
+# first at 4 bits with 16-bit rows (`w4a16-g128`): no format is narrower on any of these devices,
+# because its weights are read four times as fast and multiplied no faster. Trees of 60 nodes,
+# usual in the literature, fit 16 bits everywhere. On a B200 all formats but 16 bits wait for what
+# our own code, as compiled, does besides multiplying: it unpacks weights and scales products. Were
+# the bars of one device equal, one tree would do for all formats.
 
 # %%
 Markdown("## Take-away\n\n" + verify_width.take_away(warm, widths))

@@ -65,13 +65,13 @@ shown = best[best["method"] != "ar"]
 figures_predict.phase_bars(contest.phases(shown), note=shown.attrs["note"])
 
 # %% [markdown]
-# **Reading the figure.** Look first at the target's part, *verify_target*: HierSpec's is well below
-# EAGLE-2's, because one short sequence replaces a tree. That is what it promises. What it pays for
-# it is the rest of the bar, half of each: a head's draft and the intermediate model's passes over
-# it. At 4 bits the target's step got cheap while the head, which is not quantized, did not, and
-# EAGLE-2's best tree has shrunk to the root and one token. A chain gets by without a head. Were
-# drafting free, only the target's part would be left of each bar, and HierSpec would be about even
-# with the chain.
+# **Reading the figure.** Look first at the target's part, *verify_target*: HierSpec's is well
+# below EAGLE-2's, because one short sequence replaces a tree. That is what it promises. What it
+# pays for it is the rest of the bar, about 60 % of each: a head's draft and the intermediate
+# model's passes over it. At 4 bits the target's step got cheap while the head, which is not
+# quantized, did not, and EAGLE-2's best tree has shrunk to the root and one token. A chain gets by
+# without a head. Were drafting free, only the target's part would be left of each bar, and
+# HierSpec would be close behind the chain.
 
 # %% [markdown]
 # ## Is the prediction true?

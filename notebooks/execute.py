@@ -27,11 +27,11 @@ def main(wanted: list[str]) -> None:
         if wanted and not text.name.startswith(tuple(wanted)):
             continue
         begun = time.monotonic()
+        os.environ.pop("HSPEC_STORE", None)
         with tempfile.TemporaryDirectory() as store:
             if not text.name.startswith(_IN_OWN_STORE):
                 os.environ["HSPEC_STORE"] = store
             notebook = executed(jupytext.read(text))
-            os.environ.pop("HSPEC_STORE", None)
         nbformat.write(notebook, text.with_suffix(".ipynb"))
         print(f"{text.stem}: {time.monotonic() - begun:.0f} s")
 

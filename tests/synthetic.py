@@ -112,6 +112,13 @@ def failing_measure(config: Config, progress) -> None:
     raise ValueError("no such folder: zoo\nwith a second line")
 
 
+def plain_measure(config: Config, progress, root: Path | None = None) -> SimpleNamespace:
+    """Measure plain decoding alone; fail with any drafter."""
+    if config.draft is not None:
+        raise ValueError("the head is on fire")
+    return quick_measure(config, progress, root)
+
+
 def dying_measure(config: Config, progress) -> None:
     """End the process as the kernel's killer would."""
     os._exit(9)

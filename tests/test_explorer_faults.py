@@ -15,6 +15,7 @@ from hspec_lab import Explorer
 from hspec_lab.config import Config, Eagle2, Refine, Static
 from hspec_lab.widgets import knowledge
 from hspec_lab.widgets.choice import Choice
+from hspec_lab.widgets.jobs import Background
 
 BASE = Config(
     target="zoo:target@w4a16-g128",
@@ -255,3 +256,67 @@ def _runs(pid: int) -> bool:
             return file.read().split()[2] != "Z"
     except OSError:
         return False
+
+
+def test_why_a_measurement_failed_stays_until_something_else_is_chosen(opened):
+    panel = opened(measure=synthetic.plain_measure)
+    panel.measure()
+    assert panel.wait(60)
+    # its plain decoding was measured just before, and is painted just after
+    panel._paint()
+    assert panel.wait(30)
+    assert "not measured: ValueError: the head is on fire" in panel.status.value
+    panel.controls.tree_size.value += 1
+    assert panel.wait(30)
+    assert "on fire" not in panel.status.value and "not measured yet" in panel.status.value
+
+
+def test_views_that_have_shown_nothing_say_why_when_there_is_no_answer(opened):
+    class Silent(InventedAnswers):
+        def prepare(self, choice):
+            raise ValueError("no trace of anything")
+
+    panel = opened(answers=Silent())
+    for name in ("speedup", "cost", "acceptance", "scatter"):
+        assert "no trace of anything" in words(panel.views[name].figure)
+        assert "being read" not in words(panel.views[name].figure)
+
+
+def test_tables_that_are_handed_out_are_copies(opened):
+    panel = opened()
+    for view in ("acceptance", "speedup", "cost"):
+        first = panel.table(view)
+        number = first.select_dtypes("number").columns[0]
+        before = first[number].tolist()
+        first[number] = -1
+        assert panel.table(view)[number].tolist() == before
+
+
+def test_a_state_that_no_configuration_can_hold_moves_nothing(opened):
+    panel = opened()
+    before, most = panel.state, panel.controls.tree_size.max
+    with pytest.raises(ValueError, match="tree_size"):
+        panel.state = "tree_size=70000"
+    assert (panel.state, panel.controls.tree_size.max) == (before, most)
+
+
+def test_a_job_that_raises_does_not_keep_others_from_being_done():
+    done, told = [], []
+    background = Background(lambda: told.append(1))
+    background.want({"bad": lambda: 1 / 0, "good": lambda: done.append(1)})
+    end = time.monotonic() + 20
+    while not background.idle and time.monotonic() < end:
+        time.sleep(0.01)
+    assert done == [1] and len(told) == 2
+    background.want({"again": lambda: done.append(2)})
+    while len(done) < 2 and time.monotonic() < end:
+        time.sleep(0.01)
+    assert done == [1, 2]
+
+
+def test_folders_that_cannot_be_read_are_counted_and_told(opened, root):
+    folder = write_synthetic_run(root, AR)
+    (folder / "spans.parquet").write_bytes(b"cut off")
+    panel = opened()
+    assert "1 run folder cannot be read, see below" in panel.status.value
+    assert "spans.parquet is damaged" in panel.footer.value

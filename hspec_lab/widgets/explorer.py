@@ -103,13 +103,18 @@ class Explorer(Panel):
         if answers is not None and choice.device not in answers.devices:
             known = ", ".join(answers.devices)
             raise ValueError(f"device is one of {known}; got {choice.device!r}")
+        choice.config(self.base)  # refuses what no configuration can hold
         self.choice = choice
 
     def table(self, view: str | None = None) -> pd.DataFrame:
         """Return the numbers of a view; None: every run under the present conditions."""
         if view is None:
             return comparison(self.known.like(self.config), self.config)
-        return table_of(self._whole(view), view)
+        found = table_of(self._whole(view), view)
+        # what views are drawn from is theirs
+        copied = found.copy()
+        copied.attrs = dict(found.attrs)
+        return copied
 
     def figure(self, view: str = "breakdown") -> go.Figure:
         """Return a view of the present choice, one of `VIEWS`, worked out in full."""
@@ -153,7 +158,11 @@ class Explorer(Panel):
 
     def pin(self) -> None:
         """Keep the bars of this setting for comparison."""
-        new = self._whole("breakdown").pinned()
+        self.known.renew()
+        scene = self.knowledge.look(self._choice_here(), self.known, self.pins)
+        if not scene.own_bars:
+            return self._say("nothing to pin yet: its recordings are being read; press Pin again")
+        new = scene.pinned()
         names = {bar.label for bar in new}
         self.pins = [*(bar for bar in self.pins if bar.label not in names), *new][-MOST_PINS:]
         self._pinned()

@@ -120,6 +120,10 @@ class Background:
                     return
                 name = next(iter(self._wanted))
                 job = self._wanted.pop(name)
-            job()
+            try:
+                job()
+            except Exception:
+                # jobs say for themselves what went wrong; one that did not must not stop the others
+                pass
             if not self._closed:
                 self._told()

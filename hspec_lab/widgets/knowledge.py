@@ -127,6 +127,14 @@ class Knowledge:
         names = _runs(known)
         if self._against and self._against[0] == names:
             return
+        try:
+            self._against = names, self._compared(known)
+        except Exception as error:
+            empty = pd.DataFrame(columns=["problem", "ar_steps", "ar_steps_measured", "run"])
+            empty.attrs = {"origin": f"not compared: {one_line(error)}", "note": ""}
+            self._against = names, empty
+
+    def _compared(self, known: Known) -> pd.DataFrame:
         runs, costs, folders = [], {}, []
         for run in known:
             try:
@@ -140,7 +148,7 @@ class Knowledge:
         attrs = table.attrs
         table = table.assign(run=folders)
         table.attrs = attrs
-        self._against = names, table
+        return table
 
     def _stages(self, config: Config) -> dict:
         try:

@@ -1,5 +1,6 @@
 """What a store already knows: the configurations measured, found by value and kept in memory."""
 
+import threading
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -61,19 +62,25 @@ class Measured:
         )
         processor = f" ({environment['cpu']})" if environment.get("cpu") else ""
         device = f"{environment.get('device', config.device)}{processor}"
-        where = f"{device}, {config.threads} threads"
+        where = f"{device}, {store.threads_text(config.threads)}"
         when = str(environment.get("date", "date unknown"))[:16].replace("T", " ")
         return f"{where}; {work}; {when} UTC"
 
 
 class Known:
-    """The runs of a store, newest first, by configuration."""
+    """The runs of a store, newest first, by configuration.
+
+    Attributes:
+        problems: why folders cannot be read, a line each.
+    """
 
     def __init__(self, root: Path | str):
         self.root = Path(root)
         self._runs: dict[Path, Measured | None] = {}
         self._elsewhere: list[Path] = []
-        self._seen_ns = 0
+        self._seen_ns, self.problems = 0, []
+        # the event loop looks here, and so does the thread that hears of a new run
+        self._lock = threading.RLock()
         self.refresh()
 
     def renew(self) -> bool:
@@ -85,14 +92,20 @@ class Known:
 
     def refresh(self, written: Path | str | None = None) -> None:
         """Look for new folders; `written` is one that may lie outside the store."""
-        if written and Path(written).parent.resolve() != self.root.resolve():
-            self._elsewhere.insert(0, Path(written))
+        with self._lock:
+            if written and Path(written).parent.resolve() != self.root.resolve():
+                self._elsewhere.insert(0, Path(written))
+            self._refresh()
+
+    def _refresh(self) -> None:
         self._seen_ns = _changed_ns(self.root)
         names = store.list_runs(self.root)
         good = names.loc[names["problem"] == "", "run"]
         folders = [*self._elsewhere, *(self.root / name for name in good)]
         # what was read before a folder was damaged stays: figures keep their last good bar
-        damaged = [self.root / name for name in names.loc[names["problem"] != "", "run"]]
+        bad = names[names["problem"] != ""]
+        self.problems = list(bad["problem"])
+        damaged = [self.root / name for name in bad["run"]]
         folders += [folder for folder in damaged if (run := self._runs.get(folder)) and run.is_read]
         self._runs = {folder: self._runs.get(folder) or _read(folder) for folder in folders}
 

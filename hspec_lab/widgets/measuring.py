@@ -39,6 +39,8 @@ class Measuring(ipw.VBox):
         self._todo: list[Config] = []
         self._n_jobs = self._job = 0
         self._telling = False
+        # what failed last, and why: a person is told until something else is chosen or measured
+        self.failure: tuple[Config, str] | None = None
         self.start = ipw.Button(description="Measure", icon="play", button_style="primary")
         self.stop = ipw.Button(
             description="Cancel", icon="stop", disabled=True, tooltip="end what is being measured"
@@ -68,7 +70,8 @@ class Measuring(ipw.VBox):
     def begin(self, configs: list[Config]) -> None:
         """Measure these one after the other, ending whatever is under way; returns at once."""
         with self._lock:
-            self._todo = list(configs)
+            self._todo, self.failure = list(configs), None
+            self._last = configs[-1]
             self._n_jobs = len(configs)
             self.stop.disabled = False
             self.progress.value = 0.0
@@ -105,8 +108,9 @@ class Measuring(ipw.VBox):
                 self._measured(message.text)
             else:
                 self._telling = True
+                self.failure = self._last, f"not measured: {message.text}"
                 self._finish()
-                self._told(f"not measured: {message.text}", True)
+                self._told(self.failure[1], True)
                 self._telling = False
 
     def _progressed(self, message: Message) -> None:

@@ -22,7 +22,7 @@ from hspec_lab.widgets.jobs import Soon
 from hspec_lab.widgets.knowledge import Knowledge, one_line
 from hspec_lab.widgets.known import Known, label
 from hspec_lab.widgets.measuring import Measuring
-from hspec_lab.widgets.pictures import VIEWS, draw
+from hspec_lab.widgets.pictures import VIEWS, draw, nothing
 from hspec_lab.widgets.scene import Bar, Scene
 from hspec_lab.widgets.views import HOW_TO_GET_LIVE, STYLE, fit, view
 
@@ -165,7 +165,10 @@ class Panel(ipw.VBox):
             return
         (scene, problems), self._half_painted = self._half_painted, None
         problems += self._drawn(scene, [name for name in VIEWS if name not in _FIRST])
-        sources = "".join(f"<li>{escape(note)}</li>" for note in scene.sources())
+        if n_bad := len(self.known.problems):
+            problems.append(f"{n_bad} run folder{'s' * (n_bad > 1)} cannot be read, see below")
+        notes = [*scene.sources(), *self.known.problems]
+        sources = "".join(f"<li>{escape(note)}</li>" for note in notes)
         self.footer.value = (
             "<details class='hspec-sources'><summary>Where these numbers come from</summary>"
             f"<ul>{sources}</ul></details>"
@@ -187,6 +190,10 @@ class Panel(ipw.VBox):
         self._half_painted = None
         if scene.bars and scene.run is not None:
             self.views["breakdown"].draw(draw(scene, "breakdown"))
+        for name in VIEWS if problem else ():
+            # a view that has shown nothing yet would say for ever that it is being read
+            if name != "breakdown" and self.views[name].is_empty:
+                self.views[name].draw(nothing(name, problem))
         reading = "" if problem else f"reading the recordings of this setting; {_EARLIER}"
         self._stand(scene, [*scene.problems, reading or f"{problem}; {_EARLIER}"], bool(problem))
 
@@ -206,7 +213,10 @@ class Panel(ipw.VBox):
                 parts.append(f"{speed:.1f} tokens/s, measured on {run.note}")
             except ValueError:
                 run = None
-        if run is None:
+        failed, why = self.measuring.failure or (None, "")
+        if failed == scene.config:
+            parts.append(why)
+        elif run is None:
             parts.append(f"not measured yet{': press Measure' if self.worker else ''}")
         advised, advice = self._advice
         parts += [advice] if advised == scene.choice else []

@@ -26,7 +26,7 @@ def draw(scene: Scene, view: str) -> Drawn:
     if view not in VIEWS:
         raise ValueError(f"a view is one of {', '.join(VIEWS)}; got {view!r}")
     if scene.answers is None and view != "breakdown":
-        return _nothing(view, "recordings are being read")
+        return nothing(view, "recordings are being read")
     return _DRAWERS[view](scene)
 
 
@@ -177,7 +177,7 @@ def _acceptance(scene: Scene) -> Drawn:
 def _scatter(scene: Scene) -> Drawn:
     table = scene.against
     if table is None:
-        return _nothing("scatter", "stored runs are being compared")
+        return nothing("scatter", "stored runs are being compared")
     notes = [f"{len(table)} stored runs"]
     if n_problems := int((table["problem"] != "").sum()):
         notes.append(f"{n_problems} of them without a trace or stages of their own: see below")
@@ -200,7 +200,7 @@ def _scatter(scene: Scene) -> Drawn:
     return Drawn(("scatter", id(table), note), make, {(-1, "x"): [x], (-1, "y"): [y]})
 
 
-def _nothing(view: str, why: str) -> Drawn:
+def nothing(view: str, why: str) -> Drawn:
     what = {
         "speedup": "Predicted speed-up by tree size",
         "cost": "Time of a pass over n tokens",

@@ -23,6 +23,8 @@ from hspec_lab.widgets.choice import Choice
 # a panel shows figures that differ from what was asked for, and says so on each
 ALLOWED = ("scheme", "model", "tokenizer", "top_k")
 
+_MOST_TABLES = 4
+
 
 @dataclass(frozen=True, eq=False)
 class Source:
@@ -98,6 +100,9 @@ class Source:
         The same table each time it is asked for: not to be changed.
         """
         if prompt not in self._tables:
+            # a table is 1 MB, and there may be thirty texts
+            while len(self._tables) >= _MOST_TABLES:
+                self._tables.pop(next(iter(self._tables)))
             self._tables[prompt] = self._priced(prompt)
         return self._tables[prompt]
 

@@ -85,6 +85,11 @@ class LiveView(ipw.VBox):
         self._drawn, self._clicked = None, None
         super().__init__([self.figure])
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing has been drawn yet."""
+        return not self.figure.data
+
     def show(self, figure: go.Figure) -> None:
         """Replace what is shown."""
         live = self.figure
@@ -142,6 +147,11 @@ class StillView(ipw.HTML):
     def __init__(self, figure: go.Figure):
         self.figure = figure
         super().__init__(_still(figure))
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing has been drawn yet."""
+        return not self.figure.data
 
     def show(self, figure: go.Figure) -> None:
         """Replace what is shown."""
