@@ -56,11 +56,12 @@ def add_config(parser) -> None:
     add("--device", metavar="DEVICE", help="cpu; or cuda, with formats such as w4a16-g128")
 
 
-def config_of(options) -> tuple[Config, list[str]]:
+def config_of(options, needs_prompt: bool = True) -> tuple[Config, list[str]]:
     """Make the config that the options ask for.
 
     Args:
         options: as parsed; None where an option was not given.
+        needs_prompt: False: without one, those that ship with the zoo.
 
     Returns:
         The config, and the options given that its method does not listen to.
@@ -77,7 +78,7 @@ def config_of(options) -> tuple[Config, list[str]]:
             raise ValueError(f"--config says everything but the prompts: leave out {told}")
         config = _read_config(options.config)
         return replace(config, prompts=prompts) if prompts else config, []
-    if not prompts:
+    if not prompts and needs_prompt:
         raise ValueError("no prompt: give --prompt TEXT, --prompts FILE or --config FILE")
     settings = {name: given[name] for name in _ASKED if name in given}
     asked = Config(prompts=prompts, **settings)

@@ -11,7 +11,7 @@ from synthetic import write_synthetic_run
 from test_decode import spell
 from tiny import make_head, make_model
 
-from hspec_lab import store
+from hspec_lab import store, zoo
 from hspec_lab.capture.record import TRACED
 from hspec_lab.capture.script import SCRIPT
 from hspec_lab.cli import main
@@ -145,13 +145,22 @@ def test_so_many_rounds_are_the_first_ones_of_the_first_prompt(model, here, caps
         ([*CUDA, "--nsys", "--modules"], "modules are timed on the cpu"),
         (["nowhere.json"], "nowhere.json: No such file"),
         (["c.json", "--config", "c.json"], "CONFIG or --config, not both"),
-        ([], "no prompt"),
     ],
 )
 def test_what_cannot_be_traced_is_told_in_one_line_and_leaves_nothing(words, line, here, capsys):
     found = told(capsys, "trace", *words, code=2)
     assert found.out == "" and found.err.count("\n") == 1 and line in found.err
     assert list(here.iterdir()) == []
+
+
+def test_without_a_prompt_the_shipped_ones_are_traced(here, capsys):
+    words = ["--target", "zoo:target@w8a8", "--method", "ar", "--threads", "1", "--rounds", "3"]
+    assert main(["trace", *words]) == 0
+    assert "rounds" in capsys.readouterr().out
+    (run,) = (here / "runs").iterdir()
+    head, tables = store.read_run(run)
+    assert head["prompts"][0] == zoo.prompts()[0]
+    assert len(tables["rounds"].query("not warmup")) == 3
 
 
 # ---- Nsight ----------------------------------------------------------------------------------
