@@ -35,6 +35,7 @@ from hspec_lab.cli_trace import add_trace
 from hspec_lab.config import CPU_FORMATS
 from hspec_lab.options import add_config, config_of
 from hspec_lab.terminal import bar, command, say
+from hspec_lab.terms import EXPORTS
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -354,9 +355,7 @@ def _add_stored(commands) -> None:
         parser.add_argument("run", metavar="RUN", help="a folder, a run of the store, or latest")
         parser.add_argument("--out", type=Path, metavar="PATH", help="default: beside you")
         _add_store(parser)
-    export.add_argument(
-        "--to", choices=("perfetto", "nsys-sqlite", "parquet", "speedscope"), default="perfetto"
-    )
+    export.add_argument("--to", choices=EXPORTS, default=EXPORTS[0])
 
 
 def _add_measure(commands) -> None:

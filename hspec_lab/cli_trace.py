@@ -8,11 +8,10 @@ from textwrap import fill
 
 from hspec_lab.options import add_config, config_of
 from hspec_lab.terminal import bar, command, say
-from hspec_lab.terms import PHASES
+from hspec_lab.terms import EXPORTS, PHASES
 
 # what profilers write by the second, and what a look needs
 _ROUNDS = {"nsys": 64, "ncu": 4, "kernels": 64}
-_FORMATS = ("perfetto", "nsys-sqlite", "parquet", "speedscope")
 _SLOWEST = 5
 _WIDTH = 100
 
@@ -211,7 +210,7 @@ def _add_trace(commands) -> None:
         + ", ".join(PHASES[:-1]))  # fmt: skip
     add("--only-write", action="store_true", help="write down the command of --nsys or --ncu")
     add("--timeout", type=float, metavar="S", help="of nsys or ncu; 1800 seconds")
-    add("--to", choices=_FORMATS, help="export at once")
+    add("--to", choices=EXPORTS, help="export at once")
     add("--out", type=Path, metavar="DIR",
         help="of exports, scripts, reports; default: here, ./hspec_trace-<config id>")  # fmt: skip
     add("--store", type=Path, metavar="DIR", help="$HSPEC_STORE or ./hspec_runs")
@@ -225,6 +224,6 @@ def _add_analyze(commands) -> None:
     add("--into", type=Path, metavar="RUN", help="keep tables and analysis in this run folder")
     add("--again", action="store_true", help="replace what an earlier trace of that name left")
     add("--out", type=Path, metavar="DIR", help="of the tables (Parquet, CSV), or of the export")
-    add("--to", choices=_FORMATS, help="write the trace for another tool")
+    add("--to", choices=EXPORTS, help="write the trace for another tool")
     add("--json", action="store_true", help="one JSON object instead of text")
     add("--store", type=Path, metavar="DIR", help="$HSPEC_STORE or ./hspec_runs")

@@ -425,15 +425,15 @@ def _checked_head(head: dict) -> dict:
     if len(head["prompts"]) != len(head["outputs"]):
         count = f"{len(head['prompts'])} prompts and {len(head['outputs'])} outputs"
         raise ValueError(f"run.json needs one output per prompt, got {count}")
-    return _plain({**OPTIONAL, **head, "schema": SCHEMA_VERSION})
+    return json_value({**OPTIONAL, **head, "schema": SCHEMA_VERSION})
 
 
-def _plain(value):
+def json_value(value):
     """Turn numpy's numbers, tuples and numbers that are not finite into what JSON has."""
     if isinstance(value, dict):
-        return {str(name): _plain(entry) for name, entry in value.items()}
+        return {str(name): json_value(entry) for name, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
+        return [json_value(entry) for entry in value]
     if hasattr(value, "item"):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value

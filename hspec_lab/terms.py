@@ -27,6 +27,8 @@ LEVELS = ("target", "intermediate", "head")
 METHODS = ("ar", "chain", "eagle2", "hierspec")
 # every method that a run can have, in the order of figures
 ALL_METHODS = ("ar", "chain", "eagle2", "static", "hierspec")
+# what `trace_out` writes
+EXPORTS = ("perfetto", "nsys-sqlite", "parquet", "speedscope")
 
 
 def category_of(level: str, phase: str) -> str:

@@ -22,8 +22,6 @@ UNITS = re.compile(
     r"operation|register|over the paper|\brow"
 )
 MOST_LETTERS, LEAST_PX = 60, 11
-# (figure, rule) -> what is wrong; a test fails when one is mended and still stands here
-KNOWN = {}
 every_figure = pytest.mark.parametrize("name", sorted(FIXTURES))
 
 
@@ -32,14 +30,6 @@ def test_every_figure_function_has_a_fixture_here():
     missing, gone = sorted(found - set(FIXTURES)), sorted(set(FIXTURES) - found)
     assert not missing, f"figures without a fixture in tests/figure_fixtures.py: {missing}"
     assert not gone, f"fixtures without a figure: {gone}"
-
-
-def held(name: str, rule: str, problems: list) -> None:
-    """Fail on problems, and on a known one that is none any more."""
-    if (name, rule) in KNOWN:
-        assert problems, f"{name} keeps this rule now: take it out of KNOWN"
-        pytest.xfail(KNOWN[name, rule])
-    assert not problems, f"{name}: {problems}"
 
 
 @every_figure
@@ -54,7 +44,7 @@ def test_the_title_says_what_is_shown_where_it_is_from_and_under_which_condition
         problems.append(f"no origin: {first}")
     if NOTE not in re.sub("</?span[^>]*>", "", " ".join(lines)):
         problems.append(f"no conditions: {lines}")
-    held(name, "title", problems)
+    assert not problems, f"{name}: {problems}"
 
 
 @every_figure
@@ -67,7 +57,7 @@ def test_axes_with_numbers_are_titled_with_a_unit_or_what_they_count(name):
         words = f"{axis.title.text or ''} {axis.ticksuffix or ''} {axis.tickformat or ''}"
         if not UNITS.search(words):
             problems.append(f"{axis.plotly_name}: {words!r}")
-    held(name, "axes", problems)
+    assert not problems, f"{name}: {problems}"
 
 
 def _has_numbers(figure, axis) -> bool:
@@ -88,7 +78,7 @@ def _has_numbers(figure, axis) -> bool:
 @every_figure
 def test_a_front_end_is_given_no_nan(name):
     problems = [path for path, value in _leaves(drawn(name).to_dict()) if _is_nan(value)]
-    held(name, "nan", problems)
+    assert not problems, f"{name}: {problems}"
 
 
 @every_figure
@@ -106,7 +96,7 @@ def test_colours_are_those_of_the_palettes(name):
         rgb = channels(value)
         if len(set(rgb)) > 1 and rgb not in allowed:
             problems.append(f"{path}: {value}")
-    held(name, "colours", problems)
+    assert not problems, f"{name}: {problems}"
 
 
 def _palettes() -> set[str]:
@@ -137,7 +127,7 @@ def test_names_in_the_legend_are_short_enough_to_be_read(name):
         for trace in drawn(name).data
         if trace.showlegend is not False and len(trace.name or "") > MOST_LETTERS
     ]
-    held(name, "legend", problems)
+    assert not problems, f"{name}: {problems}"
 
 
 @every_figure
@@ -148,7 +138,7 @@ def test_letters_are_large_enough(name):
             problems.append(f"{path}: {value}")
         sizes = re.findall(r"font-size:\s*([\d.]+)px", value) if isinstance(value, str) else []
         problems += [f"{path}: {size}" for size in sizes if float(size) < LEAST_PX]
-    held(name, "letters", problems)
+    assert not problems, f"{name}: {problems}"
 
 
 @every_figure
@@ -170,7 +160,7 @@ def test_hovering_tells_numbers_with_sensible_digits(name):
                 problems.append(words)
         if trace.hovertemplate is None and trace.hoverinfo not in ("skip", "none", "text"):
             problems.append(f"{trace.name}: hovering shows plotly's own words")
-    held(name, "hover", problems)
+    assert not problems, f"{name}: {problems}"
 
 
 def _told(trace, place: str):
@@ -189,7 +179,7 @@ def _is_long(value) -> bool:
 def test_text_stays_text(name):
     figure = drawn(name, hostile=True, note=HOSTILE)
     found = [path for path, value in _leaves(figure.to_dict()) if HOSTILE in str(value)]
-    held(name, "escaped", found)
+    assert not found, f"{name}: {found}"
 
 
 def _leaves(value, path: str = ""):

@@ -11,12 +11,17 @@ from perfetto_rules import check
 from synthetic_traces import trace
 
 from hspec_lab import breakdown, trace_out
+from hspec_lab.terms import EXPORTS
 from hspec_lab.timeline import Timeline
 from hspec_lab.trace_out import FORMATS, Format, default_name, speedscope, write
 
 
 def inside(folder):
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def test_the_command_line_offers_what_is_written():
+    assert tuple(FORMATS) == EXPORTS
 
 
 @pytest.mark.parametrize("to", FORMATS)

@@ -10,7 +10,6 @@ nothing is written outside the run folder.  Needs no torch.
 """
 
 import json
-import math
 import re
 import shutil
 from dataclasses import replace
@@ -165,9 +164,9 @@ def _write_files(timeline: Timeline, folder: Path) -> None:
 def _as_json(timeline: Timeline, tables: dict[str, pd.DataFrame]) -> dict:
     return {
         "schema": SCHEMA_VERSION,
-        "about": _plain(timeline.about),
+        "about": store.json_value(timeline.about),
         "notes": list(timeline.notes),
-        "device": _plain(device_summary(timeline)),
+        "device": store.json_value(device_summary(timeline)),
         "tables": {
             name: json.loads(table.to_json(orient="records"))
             for name, table in tables.items()
@@ -175,14 +174,3 @@ def _as_json(timeline: Timeline, tables: dict[str, pd.DataFrame]) -> dict:
         },
         "tables_left_out": [name for name, table in tables.items() if len(table) > _MOST_ROWS],
     }
-
-
-def _plain(value):
-    """A JSON value with null where strict JSON has no number."""
-    if isinstance(value, dict):
-        return {str(name): _plain(entry) for name, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
-    if hasattr(value, "item"):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -15,6 +15,7 @@ from plotly.offline import get_plotlyjs
 
 from hspec_lab.figures import PHASE_COLOURS
 from hspec_lab.report.frame import PAGE, PRINTING, STYLE
+from hspec_lab.store import json_value
 from hspec_lab.terms import ROUND_PHASES
 
 # column -> (heading, how a number is written)
@@ -64,7 +65,8 @@ def write_report(
         "<h2>Conditions</h2>",
         _conditions(environment),
     ]
-    data = json.dumps(_plain({"rows": rows, "environment": environment}), allow_nan=False)
+    plain = json_value({"rows": rows, "environment": environment})
+    data = json.dumps(plain, allow_nan=False, default=str)
     data = data.replace("<", "\\u003c")
     page = PAGE.format(
         title=html.escape(title),
@@ -175,15 +177,3 @@ def _flat(fields: dict, prefix: str = ""):
 
 def _side(name: str) -> str:
     return " class='text'" if name in ("format", "method", "phase_share") else ""
-
-
-def _plain(value):
-    """What JSON has: numpy scalars as numbers, paths as text, no NaN."""
-    if isinstance(value, dict):
-        return {str(name): _plain(entry) for name, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
-    value = value.item() if hasattr(value, "item") else value
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value if isinstance(value, str | int | float | None) else str(value)

@@ -2,27 +2,11 @@
 
 from html import escape, unescape
 
-import ipywidgets as ipw
 import plotly.graph_objects as go
 
 from hspec_lab.figures import INK
 
 _WIDTH, _ABOVE, _BELOW = 1000, 8, 18  # px; of a label and of numbers, from their node
-
-
-class StillTree(ipw.HTML):
-    """The lines, nodes and labels of a tree's figure, redrawn when another is shown."""
-
-    live = False
-
-    def __init__(self, figure: go.Figure):
-        self.figure = figure
-        super().__init__(still_html(figure))
-
-    def show(self, figure: go.Figure) -> None:
-        """Replace what is shown."""
-        self.figure = figure
-        self.value = still_html(figure)
 
 
 def still_html(figure: go.Figure) -> str:

@@ -22,8 +22,8 @@ from hspec_lab import figures_trace, trace_out
 from hspec_lab.analysis.attribution import attribute
 from hspec_lab.analysis.rounds import slowest
 from hspec_lab.timeline import Timeline
-from hspec_lab.widgets.still import StillTimeline
-from hspec_lab.widgets.views import HOW_TO_GET_LIVE, STYLE, LiveView, fit, page
+from hspec_lab.widgets.still import still_html
+from hspec_lab.widgets.views import HOW_TO_GET_LIVE, STYLE, LiveView, StillView, fit, page
 
 DEBOUNCE_S = 0.06
 WIDTH_PX = 1600
@@ -246,12 +246,12 @@ class TimelineView(ipw.VBox):
         self.status.value = f"<div style='line-height:1.4'>{words}</div>"
 
 
-def _picture(figure: go.Figure) -> LiveView | StillTimeline:
+def _picture(figure: go.Figure) -> LiveView | StillView:
     """A widget that shows timelines; live where plotly's FigureWidget works."""
     try:
         live = LiveView(figure)
     except ImportError:
-        return StillTimeline(figure)
+        return StillView(figure, still_html)
     live.figure._config = {"responsive": True, "displayModeBar": False, "scrollZoom": True}
     return live
 

@@ -19,8 +19,8 @@ import plotly.graph_objects as go
 
 from hspec_lab import figures_tree
 from hspec_lab.trees_folder import PROPOSAL, Trees
-from hspec_lab.widgets.still_tree import StillTree
-from hspec_lab.widgets.views import HOW_TO_GET_LIVE, STYLE, LiveView, fit, page
+from hspec_lab.widgets.still_tree import still_html
+from hspec_lab.widgets.views import HOW_TO_GET_LIVE, STYLE, LiveView, StillView, fit, page
 
 DEBOUNCE_S = 0.03
 PLAY_MS = 1200
@@ -226,9 +226,9 @@ class _LiveTree(LiveView):
         self.figure.plotly_update(changed, moved, list(range(len(traces))))
 
 
-def _picture(figure: go.Figure) -> LiveView | StillTree:
+def _picture(figure: go.Figure) -> LiveView | StillView:
     """A widget that shows trees; live where plotly's FigureWidget works."""
     try:
         return _LiveTree(figure)
     except ImportError:
-        return StillTree(figure)
+        return StillView(figure, still_html)

@@ -144,9 +144,10 @@ class StillView(ipw.HTML):
 
     live = False
 
-    def __init__(self, figure: go.Figure):
-        self.figure = figure
-        super().__init__(_still(figure))
+    def __init__(self, figure: go.Figure, still: Callable[[go.Figure], str] | None = None):
+        """Show a figure; `still` draws it as HTML, as bars or points where it is None."""
+        self.figure, self._still = figure, still or _still
+        super().__init__(self._still(figure))
 
     @property
     def is_empty(self) -> bool:
@@ -156,7 +157,7 @@ class StillView(ipw.HTML):
     def show(self, figure: go.Figure) -> None:
         """Replace what is shown."""
         self.figure = figure
-        self.value = _still(figure)
+        self.value = self._still(figure)
 
     def draw(self, drawn: Drawn) -> None:
         """Show a figure."""
